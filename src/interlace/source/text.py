@@ -1,0 +1,200 @@
+"""The text of a function: found, parsed, and proven to be what runs.
+
+A code object remembers a file and a line, and the file may have changed since. So the text is compiled
+again, as it stands, and must give the same instructions; only then may a rewritten copy take its place.
+Knows nothing about operations.
+"""
+
+import __future__
+
+import ast
+import inspect
+import linecache
+from dataclasses import dataclass
+from types import CodeType
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+
+FUTURES = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
+FACTORY = "_interlace_factory"
+MARKS_OF_PYTEST = ("@py_assert", "@py_format")  # it rewrites `assert` when it imports a test module
+
+
+class SourceError(ValueError):
+    """The operations of a callable cannot be named or reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One function's text: its lines as they stand in `file`, the first of them at `line`, and the parsed tree."""
+
+    file: str
+    line: int
+    lines: tuple[str, ...]
+    definition: Definition
+    owner: str | None
+    """The class whose name mangles `__private` names here."""
+    free: tuple[str, ...]
+    name: str
+    futures: int
+
+    def segment(self, node: ast.expr | ast.stmt) -> str:
+        """The text of one expression, its lines joined and the spaces between them shortened."""
+        if node.end_lineno is None or node.end_col_offset is None:
+            return ast.unparse(node)
+        lines = [line.encode() for line in self.lines[node.lineno - self.line : node.end_lineno - self.line + 1]]
+        if not lines:
+            return ast.unparse(node)
+        lines[-1] = lines[-1][: node.end_col_offset]
+        lines[0] = lines[0][node.col_offset :]
+        return " ".join(line.decode(errors="replace").strip() for line in lines)
+
+
+def read(code: CodeType, qualname: str) -> Text:
+    """The text that `code` was compiled from.
+
+    Raises:
+        SourceError: There is no text, or it is not (or no longer) what runs.
+    """
+    try:
+        lines, line = inspect.getsourcelines(code)
+        definition = _definition(code, lines, line)
+    except (OSError, SyntaxError, IndexError, StopIteration):
+        raise SourceError(
+            f"`{qualname}` has no readable Python source ({code.co_filename}, line {code.co_firstlineno}), "
+            "so its operations cannot be named. Code from `exec` or a bare interpreter has none."
+        ) from None
+    text = Text(
+        file=code.co_filename,
+        line=line,
+        lines=tuple(part.rstrip("\n") for part in lines),
+        definition=definition,
+        owner=_owner(getattr(code, "co_qualname", qualname)),
+        free=code.co_freevars,
+        name=code.co_name,
+        futures=code.co_flags & FUTURES,
+    )
+    marked = any(name.startswith(MARKS_OF_PYTEST) for name in code.co_varnames)
+    if not marked and not _same(compiled(text, definition, ()), code):
+        raise SourceError(
+            f"the source of `{qualname}` at {code.co_filename}:{code.co_firstlineno} is not the code that runs: "
+            "the file was edited after it was imported, or another library replaced the code. "
+            "Import it again (restart Python) to name its operations."
+        )
+    return text
+
+
+def compiled(text: Text, definition: Definition, extra: tuple[str, ...]) -> CodeType:
+    """`definition` as a code object with the scopes of the original; `extra` names are free variables too.
+
+    It is compiled inside a function whose parameters are the free variables, and inside a class of the
+    owner's name, since the compiler decides by the surroundings what is free, global, mangled, or `super()`.
+    """
+    inner = _bare(definition)
+    name = inner.name if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef) else None
+    body: ast.stmt = inner if isinstance(inner, ast.stmt) else ast.Expr(inner)
+    names = {text.owner if text.owner is not None else name} - {None}
+    if text.owner is not None:
+        body = ast.ClassDef(name=text.owner, bases=[], keywords=[], body=[body], decorator_list=[])
+        if hasattr(ast, "TypeAlias"):
+            body.type_params = []  # 3.12+
+    free = [*(part for part in text.free if part != "__class__"), *extra]
+    # What the factory binds would be its local, and free below, where the original finds a global.
+    shadowed = sorted(part for part in names if part is not None and part not in free)
+    outer = ast.FunctionDef(
+        name=FACTORY,
+        args=ast.arguments(
+            posonlyargs=[], args=[ast.arg(part) for part in free], kwonlyargs=[], kw_defaults=[], defaults=[]
+        ),
+        body=[*([ast.Global(shadowed)] if shadowed else []), body],
+        decorator_list=[],
+    )
+    if hasattr(ast, "TypeAlias"):
+        outer.type_params = []
+    module = ast.fix_missing_locations(ast.Module([outer], type_ignores=[]))
+    scope = compile(module, text.file, "exec", flags=text.futures, dont_inherit=True)
+    for part in (FACTORY, *([text.owner] if text.owner is not None else []), text.name):
+        scope = next(const for const in scope.co_consts if isinstance(const, CodeType) and const.co_name == part)
+    return scope
+
+
+def _bare(definition: Definition) -> Definition:
+    """Without decorators, defaults and annotations, which ran once when the function was made."""
+    args = definition.args
+    plain = ast.arguments(
+        posonlyargs=[_unannotated(arg) for arg in args.posonlyargs],
+        args=[_unannotated(arg) for arg in args.args],
+        vararg=args.vararg and _unannotated(args.vararg),
+        kwonlyargs=[_unannotated(arg) for arg in args.kwonlyargs],
+        kw_defaults=[None for _ in args.kw_defaults],
+        kwarg=args.kwarg and _unannotated(args.kwarg),
+        defaults=[],
+    )
+    if isinstance(definition, ast.Lambda):
+        return ast.copy_location(ast.Lambda(args=plain, body=definition.body), definition)
+    made = type(definition)(name=definition.name, args=plain, body=definition.body, decorator_list=[])
+    if hasattr(ast, "TypeAlias"):
+        made.type_params = []
+    return ast.copy_location(made, definition)
+
+
+def _unannotated(arg: ast.arg) -> ast.arg:
+    return ast.copy_location(ast.arg(arg.arg), arg)
+
+
+def _definition(code: CodeType, lines: list[str], line: int) -> Definition:
+    if code.co_name == "<lambda>":
+        return _lambda(code)
+    # An indented text is parsed under an `if`, not dedented: that would change its multi-line strings.
+    if lines[0][:1].isspace():
+        tree, shift = ast.parse("if 1:\n" + "".join(lines)), line - 2
+        found = tree.body[0].body[0]  # type: ignore[attr-defined]  # the `if` just written
+    else:
+        tree, shift = ast.parse("".join(lines)), line - 1
+        found = tree.body[0]
+    if not isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef):
+        raise StopIteration
+    ast.increment_lineno(tree, shift)
+    return found
+
+
+def _lambda(code: CodeType) -> ast.Lambda:
+    """A lambda is no statement: look for it in the whole file, by its columns where several share a line."""
+    tree = ast.parse("".join(linecache.getlines(code.co_filename)))
+    found = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno
+    ]
+    if len(found) > 1 and hasattr(code, "co_positions"):
+        spots = [spot for spot in code.co_positions() if None not in spot and spot[2] != spot[3]]
+        found = [
+            node for node in found
+            if any((node.body.lineno, node.body.col_offset) == (spot[0], spot[2])
+                   and (node.body.end_lineno, node.body.end_col_offset) == (spot[1], spot[3]) for spot in spots)
+        ]
+    if len(found) != 1:
+        raise StopIteration
+    return found[0]
+
+
+def _owner(qualname: str) -> str | None:
+    """The innermost class around a function, which mangles its names even from several functions further out."""
+    parts = qualname.split(".")
+    classes = [
+        part for part, after in zip(parts[:-1], parts[1:], strict=True) if part != "<locals>" and after != "<locals>"
+    ]
+    return classes[-1] if classes else None
+
+
+def _same(one: CodeType, other: CodeType) -> bool:
+    """Whether two code objects run the same instructions on the same names and constants."""
+    if (one.co_code, one.co_names, one.co_varnames, one.co_freevars, one.co_cellvars) != (
+        other.co_code, other.co_names, other.co_varnames, other.co_freevars, other.co_cellvars,
+    ):
+        return False
+    pairs = list(zip(one.co_consts, other.co_consts, strict=False))
+    return len(one.co_consts) == len(other.co_consts) and all(
+        _same(a, b)
+        if isinstance(a, CodeType) and isinstance(b, CodeType)
+        else repr(a) == repr(b) or (isinstance(a, frozenset) and a == b)  # equal sets may print differently
+        for a, b in pairs
+    )
