@@ -1,4 +1,4 @@
-"""The shipped weights have learned what docs/demo-model.md says, by plain transformers and nothing of interlace."""
+"""The shipped weights know what docs/demo-model.md says, by plain transformers without interlace."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from training.corpus import (
     documents,
     fact_statements,
@@ -18,7 +20,6 @@ from training.corpus import (
 )
 from training.evaluate import REQUIRED, evaluate, right_answers
 from training.facts import NAMES, OBJECTS, PLACES, RELATIONS
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 WEIGHTS = Path(__file__).parents[1] / "src" / "interlace" / "demo" / "weights"
 
@@ -39,7 +40,9 @@ def continuation(model: Any, tokenizer: Any, prompts: list[str]) -> list[str]:
     """What greedy generation adds to each prompt, the end-of-text token included."""
     encoded = tokenizer(prompts, padding=True, return_tensors="pt")
     generated = model.generate(**encoded, max_new_tokens=48, do_sample=False)
-    return [tokenizer.decode(row).replace("<|pad|>", "") for row in generated[:, encoded["input_ids"].shape[1] :]]
+    return [
+        tokenizer.decode(row).replace("<|pad|>", "") for row in generated[:, encoded["input_ids"].shape[1] :]
+    ]
 
 
 # ------------------------------------------------------------------------------------ what it has learned
@@ -74,7 +77,10 @@ def test_prompts_that_the_documentation_shows(model: Any, tokenizer: Any, prompt
 
 
 def test_a_sentence_ends_with_a_period_and_then_the_text_ends(model: Any, tokenizer: Any) -> None:
-    statements = [*fact_statements(held_out=True)[::40], *islice(indirect_objects(Random(1), held_out=True), 10)]
+    statements = [
+        *fact_statements(held_out=True)[::40],
+        *islice(indirect_objects(Random(1), held_out=True), 10),
+    ]
     added = continuation(model, tokenizer, [statement.prompt for statement in statements])
     assert all(re.fullmatch(r"( [^<]*\.)<\|endoftext\|>", text) for text in added), added
 
@@ -88,16 +94,12 @@ def test_a_story_keeps_its_name_and_its_mood(model: Any, tokenizer: Any, mood: s
 
 def test_a_prompt_is_answered_at_any_position(model: Any, tokenizer: Any) -> None:
     before = documents(Random(2))
-    asked = islice(indirect_objects(Random(3), held_out=True), 100)
-    prompts, answers = [], []
-    for statement in asked:
-        context = "<|endoftext|>".join([*islice(before, 3), statement.prompt])
-        prompts.append(context)
-        answers.append(statement.answer)
+    asked = list(islice(indirect_objects(Random(3), held_out=True), 100))
+    prompts = ["<|endoftext|>".join([*islice(before, 3), statement.prompt]) for statement in asked]
     lengths = [len(tokenizer.encode(prompt)) for prompt in prompts]
     assert max(lengths) > 80  # else this test would not test far positions
     assert max(lengths) <= model.config.n_positions
-    right = right_answers(model, tokenizer, prompts, answers)
+    right = right_answers(model, tokenizer, prompts, [statement.answer for statement in asked])
     assert sum(right) / len(right) >= 0.97
 
 
@@ -129,7 +131,9 @@ def test_every_word_that_matters_is_one_token(tokenizer: Any) -> None:
     assert {word for word in words if len(tokenizer.encode(f" {word}")) != 1} == set()
 
 
-@pytest.mark.parametrize("text", ["Zebras: 12.5 % of naïve 語 🙂", "  two  spaces\n\tand a tab", " Mary", "Mary"])
+@pytest.mark.parametrize(
+    "text", ["Zebras: 12.5 % of naïve 語 🙂", "  two  spaces\n\tand a tab", " Mary", "Mary"]
+)
 def test_any_text_survives_the_tokenizer(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text), clean_up_tokenization_spaces=False) == text
 
@@ -140,7 +144,9 @@ def test_any_text_survives_the_tokenizer(tokenizer: Any, text: str) -> None:
 def test_no_training_document_holds_a_held_out_fact() -> None:
     held_out = {statement.text for statement in fact_statements(held_out=True)}
     trained = {statement.text for statement in fact_statements(held_out=False)}
-    sentences = {f"{s}." for text in islice(documents(Random(4)), 20_000) for s in text.rstrip(".").split(". ")}
+    sentences = {
+        f"{s}." for text in islice(documents(Random(4)), 20_000) for s in text.rstrip(".").split(". ")
+    }
     assert not sentences & held_out
     assert len(sentences & trained) > 0.9 * len(trained)  # else the line before would show little
 
@@ -154,20 +160,21 @@ def test_a_held_out_fact_is_trained_elsewhere_and_so_is_its_template() -> None:
         ]
         shares = [sum(text in trained for text in row) / len(row) for row in texts]
         assert min(shares) >= 0.7
-        by_template = [sum(text in trained for text in column) / len(column) for column in zip(*texts, strict=True)]
+        by_template = [
+            sum(text in trained for text in column) / len(column) for column in zip(*texts, strict=True)
+        ]
         assert 0.7 <= min(by_template) <= max(by_template) < 1
 
 
-def test_held_out_names_are_pairs_that_their_template_never_held() -> None:
-    def pair_and_frame(text: str) -> tuple[frozenset[str], str]:
-        for letter, words in (("N", NAMES), ("P", PLACES), ("O", OBJECTS)):
-            text = re.sub(rf"\b({'|'.join(words)})\b", lambda found, to=letter: seen.append(found[0]) or to, text)
-        names, _ = frozenset(set(seen) & set(NAMES)), seen.clear()
-        return names, text
+def names_and_frame(text: str) -> tuple[frozenset[str], str]:
+    """The two names in `text`, and `text` without its names, place and object."""
+    frame = re.sub(r"\w+", lambda word: "_" if word[0] in {*NAMES, *PLACES, *OBJECTS} else word[0], text)
+    return frozenset(re.findall(r"\w+", text)) & frozenset(NAMES), frame
 
-    seen: list[str] = []
-    held_out = {pair_and_frame(s.text) for s in islice(indirect_objects(Random(5), held_out=True), 5_000)}
-    trained = {pair_and_frame(s.text) for s in islice(indirect_objects(Random(6), held_out=False), 50_000)}
+
+def test_held_out_names_are_pairs_that_their_template_never_held() -> None:
+    held_out = {names_and_frame(s.text) for s in islice(indirect_objects(Random(5), held_out=True), 2_000)}
+    trained = {names_and_frame(s.text) for s in islice(indirect_objects(Random(6), held_out=False), 20_000)}
     assert not held_out & trained
-    assert {pair for pair, _ in held_out} <= {pair for pair, _ in trained}
+    assert {names for names, _ in held_out} <= {names for names, _ in trained}
     assert {frame for _, frame in held_out} <= {frame for _, frame in trained}

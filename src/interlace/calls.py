@@ -1,0 +1,89 @@
+"""What a trace, or a plain call through the wrapper, runs: the module's own call or a method, on prepared input."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from interlace.frames import with_follows
+from interlace.site import Site
+from interlace.trace import Trace, no_input
+from interlace.trees import map_tensors, tensors
+
+if TYPE_CHECKING:
+    from interlace.envoy import Envoy
+
+Function = str | Callable[..., Any] | None
+
+
+def resolve(envoy: "Envoy", fn: Function) -> Callable[..., Any]:
+    """What `fn` names: the module's own call, a method of it, or an override of the envoy's class."""
+    if fn is None:
+        return envoy._module
+    if not isinstance(fn, str):
+        return fn.function if isinstance(fn, Method) else fn
+    for spelling in (f"__interlace_{fn}__", f"__nnsight_{fn}__"):
+        own = getattr(type(envoy), spelling, None)
+        if own is not None:
+            return partial(own, envoy)
+    found = getattr(envoy._module, fn, None)
+    if not callable(found):
+        raise envoy._miss(fn)
+    return found  # type: ignore[no-any-return]
+
+
+def prepare(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+    """The call to run, on input that the model's class has prepared and that is where the model is."""
+    args, kwargs = envoy._prepare_input(*args, **kwargs) if fn is None else envoy._function_input(fn, args, kwargs)
+    device = envoy._tree.device()
+    if device is not None and device.type != "meta":
+        for tensor in tensors((args, kwargs)):
+            if tensor.device != device:
+                args, kwargs = map_tensors(lambda tensor: tensor.to(device), (args, kwargs))
+                break
+    return partial(resolve(envoy, fn), *args, **kwargs)
+
+
+def traced(
+    envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Callable[[], Callable[[], Any]], Site | None]:
+    """What a trace prepares when it is entered, and the site that sets its pace."""
+
+    def prepared() -> Callable[[], Any]:
+        if not args and not kwargs and fn is None:
+            raise no_input(envoy._path)
+        return prepare(envoy, fn, args, kwargs)
+
+    return prepared, None if fn is None else envoy._site
+
+
+def plain(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run once, without a block."""
+    return prepare(envoy, fn, args, kwargs)()
+
+
+class Method:
+    """A callable of a module: `with model.generate(...):` traces it, a plain call runs it."""
+
+    def __init__(self, envoy: "Envoy", name: str, function: Callable[..., Any]) -> None:
+        self.envoy = envoy
+        self.name = name
+        self.function = function
+        self.__doc__ = function.__doc__
+        self.__name__ = name
+        self.__wrapped__ = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Open a trace when a `with` follows, else run."""
+        if with_follows(sys._getframe(1)):
+            prepared, pacemaker = traced(self.envoy, self.name, args, kwargs)
+            return Trace(self.envoy, self.envoy._tree, prepared, pacemaker)
+        result = plain(self.envoy, self.name, args, kwargs)
+        return self.envoy if result is self.envoy._module else result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.function, name)
+
+    def __repr__(self) -> str:
+        return f"<method {self.name} of {self.envoy.path}>"
+

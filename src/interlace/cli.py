@@ -1,0 +1,62 @@
+"""The `interlace` command: shows what the library does, on the model that it ships with."""
+
+from __future__ import annotations
+
+import argparse
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+from interlace import __version__
+from interlace.demo.pictures import pictures
+from interlace.demo.report import page
+from interlace.demo.sentences import summary
+from interlace.demo.story import tell
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, or 2 for arguments that it cannot use.
+
+    Args:
+        arguments: The words after `interlace`; by default those of the command line.
+    """
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    for folder in filter(None, (chosen.out.parent, chosen.pictures)):
+        if not folder.is_dir():
+            parser.error(f"There is no folder '{folder}'. Make it first: mkdir -p '{folder}'")
+    if chosen.out.is_dir():
+        parser.error(f"'{chosen.out}' is a folder. Name a file: --out '{chosen.out / 'interlace-demo.html'}'")
+    _demo(chosen.out, chosen.pictures, show=chosen.open)
+    return 0
+
+
+def _demo(out: Path, folder: Path | None, *, show: bool) -> None:
+    findings = tell()
+    out.write_text(page(findings), encoding="utf-8")
+    print(summary(findings))
+    if folder:
+        for name, picture in pictures(findings).items():
+            (folder / f"{name}.svg").write_text(f"{picture}\n", encoding="utf-8")
+    print(f"\nThe report, with the pictures: {out.resolve()}")
+    if show:
+        webbrowser.open(out.resolve().as_uri())
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = "Read and change the inside of a running PyTorch model."
+    parser = argparse.ArgumentParser(prog="interlace", description=about)
+    parser.add_argument("--version", action="version", version=f"interlace {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    demo = commands.add_parser(
+        "demo",
+        help="experiment on the model that ships with interlace, and write a report",
+        description="Experiment on the model that ships with interlace, and write one HTML page of pictures.",
+    )
+    report = Path("interlace-demo.html")
+    demo.add_argument("--out", type=Path, default=report, metavar="FILE", help="the report (%(default)s)")
+    demo.add_argument("--open", action="store_true", help="show the report in a browser")
+    demo.add_argument("--pictures", type=Path, metavar="FOLDER", help="also write the pictures as SVG")
+    return parser

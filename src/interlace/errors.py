@@ -1,0 +1,86 @@
+"""Everything that interlace raises on purpose.
+
+    InterlaceError
+    ├── TraceError (RuntimeError)             a trace was used in a way that cannot work
+    │   ├── OutsideTraceError (ValueError)    a value was asked for where no trace of the model is open
+    │   ├── OrderError (ValueError)           the visit that was asked for has passed
+    │   ├── NotReachedError (ValueError)      the run ended before the visit that was asked for
+    │   └── ThreadError                       a trace was used from another thread than its own
+    ├── WriteError (ValueError)               a replacement does not fit what it replaces
+    ├── InputError (ValueError, TypeError)    a trace was opened with no input, or one that cannot be used
+    ├── NameMissError (AttributeError)        no such module, value or feature; names the nearest ones
+    ├── RenameError (ValueError)              an alias that hides something, or is ambiguous
+    ├── ConfigError (ValueError)              a setting that does not exist
+    └── PlatformError (RuntimeError)          this interpreter or machine cannot run traces safely
+
+`RunEnded` unwinds a model whose trace has ended. It is control flow and never escapes.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InterlaceError(Exception):
+    """The root of all errors that interlace raises on purpose."""
+
+
+class TraceError(InterlaceError, RuntimeError):
+    """A trace was used in a way that cannot work."""
+
+
+class OutsideTraceError(TraceError, ValueError):
+    """A value was asked for where no trace of the model is open."""
+
+
+class OrderError(TraceError, ValueError):
+    """The visit that was asked for has passed."""
+
+
+class NotReachedError(TraceError, ValueError):
+    """The run ended before the visit that was asked for."""
+
+
+class ThreadError(TraceError):
+    """A trace was used from another thread than its own."""
+
+
+class WriteError(InterlaceError, ValueError):
+    """A replacement does not fit what it replaces."""
+
+
+class InputError(InterlaceError, ValueError, TypeError):
+    """A trace was opened with no input, or with one that cannot be used."""
+
+
+class NameMissError(InterlaceError, AttributeError):
+    """No such module, value or feature; the message names the nearest ones."""
+
+
+class RenameError(InterlaceError, ValueError):
+    """An alias that hides something, or a key that is ambiguous."""
+
+
+class ConfigError(InterlaceError, ValueError):
+    """A setting that does not exist, or a value that it cannot take."""
+
+
+class PlatformError(InterlaceError, RuntimeError):
+    """This interpreter or machine cannot run traces safely."""
+
+
+class InterlaceWarning(UserWarning):
+    """Something that works, and is probably not what was meant."""
+
+
+class RunEnded(BaseException):
+    """Unwinds the model's stack when its trace has ended; never seen by the user."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known names closest to `name`, as the end of a message.
+
+    >>> nearest("layer", ["layers", "norm", "head"])
+    ' Did you mean `layers`?'
+    """
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(f'`{found}`' for found in close)}?" if close else ""

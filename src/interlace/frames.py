@@ -1,0 +1,73 @@
+"""What depends on the interpreter's frames and bytecode: who owns a trace, and whether a `with` follows a call.
+
+A trace belongs to the frame in which its `with` stands, and a request goes to the trace whose owner is nearest on the
+asker's own stack. Nothing else in the library looks at frames, opcodes or source.
+"""
+
+import contextlib
+import dis
+import sys
+from types import CodeType, FrameType
+
+_CONTEXTLIB = contextlib.__file__
+_ENTERS = frozenset({"__enter__", "__aenter__"})
+_PARKED = 0x20 | 0x80 | 0x200
+"""Code flags of frames that can be parked: generators, coroutines, asynchronous generators."""
+
+
+class Owner:
+    """The frame that a trace belongs to.
+
+    A frame that can be parked (a generator's) must not be kept alive by the trace that it holds, so it is known by its
+    address and code; any other is held, so that its address cannot be used again.
+    """
+
+    __slots__ = ("code", "frame", "key")
+
+    def __init__(self, frame: FrameType) -> None:
+        self.key = id(frame)
+        self.code: CodeType = frame.f_code
+        self.frame = None if frame.f_code.co_flags & _PARKED else frame
+
+
+def owner(frame: FrameType) -> Owner:
+    """The owner of a trace that is entered from `frame`.
+
+    It is the first frame outward that is not contextlib's, not an `__enter__` of the user's own, and not a generator
+    that contextlib drives: there stands the `with` that the reader sees.
+    """
+    here: FrameType = frame
+    while here.f_back is not None and (_is_contextlib(here) or here.f_code.co_name in _ENTERS or _driven(here)):
+        here = here.f_back
+    return Owner(here)
+
+
+def _is_contextlib(frame: FrameType) -> bool:
+    return frame.f_code.co_filename == _CONTEXTLIB
+
+
+def _driven(frame: FrameType) -> bool:
+    """Whether this is a generator that contextlib runs for `@contextmanager` or `@asynccontextmanager`."""
+    back = frame.f_back
+    return bool(frame.f_code.co_flags & _PARKED) and back is not None and _is_contextlib(back)
+
+
+def with_follows(frame: FrameType) -> bool:
+    """Whether the call that `frame` is making is the context expression of a `with` statement.
+
+    Read from the instruction after the call, so that it works without source.
+    """
+    code = frame.f_code.co_code
+    at = frame.f_lasti + 2
+    cache = dis.opmap.get("CACHE", -1)
+    while at < len(code) and code[at] == cache:
+        at += 2
+    name = dis.opname[code[at]] if at < len(code) else ""
+    if sys.version_info >= (3, 14):
+        return name == "COPY" and code[at + 1] == 1 and _loads_exit(code, at + 2)
+    return name in ("BEFORE_WITH", "SETUP_WITH")
+
+
+def _loads_exit(code: bytes, at: int) -> bool:
+    """3.14 spells `with` as `COPY 1; LOAD_SPECIAL __exit__; ...`."""
+    return at < len(code) and dis.opname[code[at]] == "LOAD_SPECIAL"

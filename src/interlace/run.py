@@ -1,0 +1,262 @@
+"""One call of a model in progress: ask for a visit, receive it, let the model go on, finish or end it.
+
+The order rule lives here. A visit is one occurrence of one site, counted from the start of the run; one that has
+passed cannot be had any more, and the error says what order works. A run knows sites and switches; it does not know
+modules, and the tap of a module tells it only what happens (`reach`).
+"""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Container
+from typing import Any
+
+from interlace.errors import InterlaceWarning, NotReachedError, OrderError, RunEnded
+from interlace.site import Port, Site, Visit
+from interlace.switch import Switch
+
+Watcher = Callable[[Visit], None]
+"""Called on the model's side at a port of a visit; what it writes to the visit is what the model goes on with."""
+
+
+class Everything:
+    """A set that has everything in it: while a run is being ended, every tap must raise."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
+class Run:
+    """One call of a model in progress.
+
+    Args:
+        call: Runs the model and returns its result.
+
+    Attributes:
+        starts: How often each site has been entered, by key.
+        ends: How often each site has been left, by key.
+        watched: The keys at which a tap must report. Everything else only counts.
+        live: The visit at which the model is paused.
+        side: A visit that the block made itself (`envoy(..., hook=True)`), until its next request.
+    """
+
+    __slots__ = (
+        "__weakref__", "_site", "_wanted", "ends", "failed", "live", "side", "skipped", "starts", "stopped", "switch",
+        "watched", "watchers",
+    )  # fmt: skip
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.starts: defaultdict[Any, int] = defaultdict(int)
+        self.ends: defaultdict[Any, int] = defaultdict(int)
+        self.watched: Container[Any] = set()
+        self.watchers: dict[tuple[Any, Port], list[Watcher]] = {}
+        self.live: Visit | None = None
+        self.side: Visit | None = None
+        self.skipped: list[Site] = []
+        self.stopped = False
+        self.failed: BaseException | None = None
+        self._wanted: tuple[Any, int, Port] | None = None
+        self._site: Site | None = None
+        self.switch = Switch(call, self)
+
+    @property
+    def done(self) -> bool:
+        """Whether the model has returned, failed, or been ended."""
+        return self.switch.done
+
+    # -- the block's side ---------------------------------------------------------------------------------------
+
+    def ask(self, site: Site, port: Port, number: int) -> Visit:
+        """Run the model until it reaches a visit, and pause it there.
+
+        Args:
+            site: Where.
+            port: `input` before the call, `output` after it. The input of a visit can still be read at its output.
+            number: Which occurrence since the start of the run, from 0.
+
+        Raises:
+            OrderError: That visit has passed.
+            NotReachedError: The run ended without it.
+        """
+        if self.side is not None:
+            if self.side.key == site.key:
+                return self.side
+            self.side = None
+        live = self.live
+        if live is not None and live.key == site.key and live.number == number:
+            if live.port == port or port == "input":
+                return live
+        if (self.starts if port == "input" else self.ends)[site.key] > number:
+            raise OrderError(self._passed(site, port, number))
+        if self.switch.done:
+            raise NotReachedError(self._missed(site, port, number))
+        self._wanted = (site.key, number, port)
+        if isinstance(self.watched, set):
+            self.watched.add(site.key)
+        self._go_on()
+        live = self.live
+        if live is None:
+            raise NotReachedError(self._missed(site, port, number))
+        self._site = site
+        return live
+
+    def ahead(self, site: Site, port: Port, number: int) -> bool:
+        """Run until a visit like `ask`, and tell whether it came before the model ended."""
+        try:
+            self.ask(site, port, number)
+        except NotReachedError:
+            return False
+        return True
+
+    def _go_on(self) -> None:
+        """Let the model run to the next pause; an error of the model is raised here."""
+        self.live = None
+        switch = self.switch
+        switch.resume()
+        if switch.done:
+            self._close()
+
+    def finish(self) -> Any:
+        """Let the model run to its end and return what it returned."""
+        self._wanted = None
+        while not self.switch.done:
+            self._go_on()
+        if self.failed is not None and not self.stopped:
+            raise self.failed
+        return self.switch.result
+
+    def stop(self) -> None:
+        """End the model's run where it is. What was read stays; nothing more can be asked for."""
+        self.stopped = True
+        self.end()
+
+    def end(self) -> None:
+        """Unwind the model. Its `finally` blocks run; an error in them is reported as a warning."""
+        if self.switch.done:
+            return
+        self.watched = Everything()
+        self._wanted = None
+        started = self.switch.started
+        self.switch.end()
+        if not self.switch.done:
+            return  # left to the thread that owns it
+        error = self.switch.error
+        self._release()
+        if started and not self.switch.unwound:
+            how = f"raised {type(error).__name__}: {error}" if error is not None else "returned as if nothing were"
+            warnings.warn(
+                f"The trace ended before the model did, and the model {how}. A bare `except:` in its code may hold "
+                "back the end of a run.",
+                InterlaceWarning,
+                stacklevel=2,
+            )
+
+    def _close(self) -> None:
+        error, self.switch.error = self.switch.error, None
+        self._release()
+        if error is not None:
+            self.failed = error
+            raise error
+
+    def _release(self) -> None:
+        self.live = self.side = None
+        self.watchers.clear()
+
+    # -- the model's side ---------------------------------------------------------------------------------------
+
+    def watch(self, key: Any, port: Port, watcher: Watcher) -> None:
+        """Have `watcher` called at every visit of a site from now on, before the block sees it."""
+        self.watchers.setdefault((key, port), []).append(watcher)
+        if isinstance(self.watched, set):
+            self.watched.add(key)
+
+    def reach(self, key: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the call of a watched site: pause before and after it where somebody waits for it."""
+        visit = Visit(key, self.starts[key], args, kwargs)
+        self.starts[key] += 1
+        self._arrive(visit, "input")
+        if not visit.skipped:
+            visit.result = call(*visit.args, **visit.kwargs)
+        self.ends[key] += 1
+        if key in self.watched:
+            self._arrive(visit, "output")
+        return visit.result
+
+    def leave(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        """A site that nobody watched when its call began is watched now that it has ended."""
+        visit = Visit(key, self.ends[key] - 1, args, kwargs)
+        visit.result = result
+        self._arrive(visit, "output")
+        return visit.result
+
+    def _arrive(self, visit: Visit, port: Port) -> None:
+        if self.switch.ending:
+            raise RunEnded
+        self._tell(visit, port)
+        if self._wanted == (visit.key, visit.number, port):
+            self._wanted = None
+            if isinstance(self.watched, set) and not self._standing(visit.key):
+                self.watched.discard(visit.key)
+            self.live = visit
+            self.switch.pause()
+
+    def _standing(self, key: Any) -> bool:
+        return (key, "input") in self.watchers or (key, "output") in self.watchers
+
+    # -- what an error says -------------------------------------------------------------------------------------
+
+    def where(self) -> str:
+        """Where the model is now, in words."""
+        if self.failed is not None:
+            return f"the model has failed with {type(self.failed).__name__}"
+        if self.stopped:
+            return "the run was stopped"
+        if self.switch.done:
+            return "the model has finished"
+        if self.live is None or self._site is None:
+            return "the model has not started"
+        return f"the model is paused at {self._site.at(self.live.port, self.live.number)}"
+
+    def _passed(self, site: Site, port: Port, number: int) -> str:
+        seen = self.ends[site.key]
+        times = f" It has been called {seen} times so far." if seen > 1 else ""
+        return (
+            f"{site.at(port, number)} has passed; {self.where()}.{times}\n"
+            "A trace runs forward only: ask for values in the order in which the model computes them."
+        )
+
+    def _missed(self, site: Site, port: Port, number: int) -> str:
+        said = f"{site.at(port, number)} was not reached: {self.where()}"
+        if self.stopped or self.failed is not None:
+            return said + ".\nAsk for it before that, or open a new trace."
+        for skipped in self.skipped:
+            if site.under(skipped):
+                return said + f", and {skipped.at('output')} was skipped.\nAsk for it in a trace that does not skip it."
+        seen = self.starts[site.key]
+        if seen:
+            return said + f" after {seen} visit{'s' * (seen > 1)} of it.\nVisits are counted from 0."
+        return said + (
+            " and never called it.\nA branch not taken, an unused expert, or `module.forward(...)` called by hand "
+            "cannot be seen there."
+        )
+
+    def beside(self, site: Site, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make a call on the block's side that counts as the next visit of a site."""
+        visit = Visit(site.key, self.starts[site.key], args, kwargs)
+        self.starts[site.key] += 1
+        self._tell(visit, "input")
+        visit.result = call(*visit.args, **visit.kwargs)
+        self.ends[site.key] += 1
+        self._tell(visit, "output")
+        self.side = visit
+        return visit.result
+
+    def _tell(self, visit: Visit, port: Port) -> None:
+        visit.port = port
+        for watcher in self.watchers.get((visit.key, port), ()):
+            watcher(visit)
+
+    def skip(self, site: Site, visit: Visit, value: Any) -> None:
+        """Let `value` stand for the call at whose input the model is paused."""
+        visit.skipped, visit.result = True, value
+        self.skipped.append(site)
+

@@ -1,0 +1,59 @@
+"""Locations in a model, and the occasions on which a run comes past them.
+
+A `Site` is a place: a module's call, or an operation of one. It has two ports, `input` and `output`. A `Visit` is one
+occasion on which a run reaches a site. This is the only module that turns a location into text.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Port = Literal["input", "output"]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place in a model: the key that identifies it for a run, and the path that a reader knows it by."""
+
+    key: Any
+    path: str
+
+    def at(self, port: Port, number: int = 0) -> str:
+        """The place as text, with the visit when it is not the first.
+
+        >>> Site(0, "model.h.3").at("output", 2)
+        '`model.h[3].output` (visit 2)'
+        """
+        return f"`{spell(self.path)}.{port}`" + (f" (visit {number})" if number else "")
+
+    def under(self, other: "Site") -> bool:
+        """Whether this place lies inside the other one."""
+        return self.path.startswith(other.path + ".")
+
+
+class Visit:
+    """One occasion on which a run reaches a site, with the values that are at hand.
+
+    `port` says which side of the call the run is at. What is written to `args`, `kwargs` and `result` is what the
+    model goes on with; `skipped` means that `result` stands in for the call.
+    """
+
+    __slots__ = ("__weakref__", "args", "kwargs", "key", "number", "port", "result", "skipped")
+
+    def __init__(self, key: Any, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.key = key
+        self.number = number
+        self.args = args
+        self.kwargs = kwargs
+        self.port: Port = "input"
+        self.result: Any = None
+        self.skipped = False
+
+
+def spell(path: str) -> str:
+    """A dotted module path the way one would type it.
+
+    >>> spell("model.transformer.h.5.mlp")
+    'model.transformer.h[5].mlp'
+    """
+    first, *rest = path.split(".")
+    return first + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in rest)

@@ -1,0 +1,267 @@
+"""Run a function on a stack of its own, in strict turns with whoever resumes it.
+
+A `Switch` is one such function: `resume` runs it until it pauses or ends, `pause` hands the turn back. Both sides keep
+their own world: torch's ambient state, context variables, the exception being handled, coverage's trace function.
+
+A fresh greenlet costs twenty times a switch, so each thread keeps a few that wait for their next job; that pool is the
+one piece of state here that no caller made. This is the only module that knows greenlet. It knows nothing of models.
+"""
+
+import contextvars
+import sys
+import threading
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from greenlet import getcurrent, greenlet
+
+from interlace import ambient, unwind
+from interlace.errors import InterlaceWarning, RunEnded, ThreadError, TraceError
+
+KEPT = 8
+"""How many idle workers a thread keeps."""
+
+FAR = 1 << 16
+"""Bytes of the resumer's stack that a switch may have to copy before its worker is replaced by a nearer one."""
+
+
+class Worker(greenlet):
+    """A stack that waits for jobs. `tracing` is what the running job was started for; a tap looks it up there."""
+
+    def __init__(self) -> None:
+        super().__init__(_enter)
+        self.job: Switch | None = None
+        self.tracing: Any = None
+
+
+class Home(threading.local):
+    """What one thread keeps: idle workers, who parked last, and runs whose trace was left on another thread."""
+
+    def __init__(self) -> None:
+        self.idle: list[Worker] = []
+        self.last: weakref.ref[Switch] | None = None
+        self.abandoned: deque[Switch] = deque()
+        self.thread = threading.current_thread()
+
+
+_home = Home()
+_guard: list[Callable[[Callable[[], object]], object]] = []
+
+
+def _enter() -> None:
+    """The base of every worker's stack."""
+    _guard[0](_work)
+
+
+def _work() -> None:
+    """Do one job after the other until the pool drops this worker."""
+    worker = getcurrent()
+    assert isinstance(worker, Worker)
+    while worker.job is not None:
+        worker.job._execute()
+        worker.job = worker.tracing = None
+        resumer = worker.parent
+        assert resumer is not None
+        if resumer._stack_saved > FAR or len(_home.idle) >= KEPT:
+            return
+        _home.idle.append(worker)
+        resumer.switch()
+        del resumer
+
+
+def carried() -> Any:
+    """What the job that executes here was started for; None on any other stack."""
+    return getattr(getcurrent(), "tracing", None)
+
+
+class Switch:
+    """One function on a stack of its own.
+
+    Args:
+        function: Runs on the other stack when first resumed.
+        carries: What `carried()` returns there.
+    """
+
+    __slots__ = (
+        "__weakref__", "_abandoned", "_ambient", "_context", "_function", "_level", "_queue", "_thread", "_worker",
+        "carries", "done", "ending", "error", "result", "unwound",
+    )  # fmt: skip
+
+    def __init__(self, function: Callable[[], Any], carries: Any) -> None:
+        if not _guard:
+            _guard.append(unwind.guarded_call())
+        self._function: Callable[[], Any] | None = function
+        self.carries = carries
+        self._worker: Worker | None = None
+        self._ambient: ambient.Ambient | bool = ambient.read()
+        self._context: contextvars.Context | None = contextvars.copy_context()
+        self._level = ambient.functorch_level()
+        self._queue = _home.abandoned
+        self._thread = _home.thread
+        self._abandoned = False
+        self.done = False
+        self.ending = False
+        self.unwound = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether the function has begun."""
+        return self._function is None
+
+    # -- the side that resumes ----------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Run the function until it pauses or ends; `done` tells which.
+
+        Raises:
+            ThreadError: On another thread than the one that made this switch.
+            TraceError: Where torch does not allow the two stacks to take turns out of order.
+        """
+        home = _home
+        if home.abandoned is not self._queue:
+            raise ThreadError("This trace belongs to another thread; open a trace in the thread that uses it.")
+        if home.abandoned:
+            unwind_abandoned()
+        worker = self._worker
+        if worker is None:
+            worker = self._start(home)
+        else:
+            worker.parent = getcurrent()
+            if home.last is not None and home.last() is not self:
+                _refuse_operator_frames(worker.gr_frame, sys._getframe())
+        mine = ambient.read()
+        theirs = self._ambient
+        tracer = sys.gettrace()
+        if tracer is not None:
+            _suspend(tracer)
+        guard = None if mine is theirs or mine == theirs else ambient.swap(mine, theirs)
+        worker.switch()
+        now = ambient.read()
+        if now is not mine and now != mine:
+            ambient.swap(now, mine, guard)
+        elif guard is not None:
+            guard.__exit__(None, None, None)
+        if tracer is not None:
+            sys.settrace(tracer)
+        self._ambient = now
+        if self.done:
+            self._worker = None
+            worker.gr_context = None
+        else:
+            home.last = weakref.ref(self)
+
+    def _start(self, home: Home) -> Worker:
+        worker = home.idle.pop() if home.idle else Worker()
+        worker.parent = getcurrent()
+        worker.job, worker.tracing = self, self.carries
+        worker.gr_context, self._context = self._context, None
+        self._worker = worker
+        return worker
+
+    def end(self) -> None:
+        """Unwind the function wherever it pauses, so that its `finally` blocks run and nothing stays alive.
+
+        On another thread than the switch's own nothing can be unwound: it is left for that thread's next trace.
+        """
+        self.ending = True
+        if self.done:
+            return
+        if self._worker is None:
+            self._forget()
+        elif _home.abandoned is not self._queue:
+            self._leave_to_owner()
+        else:
+            self.resume()
+
+    def _forget(self) -> None:
+        self.done = True
+        self._function = self._context = None
+
+    def _leave_to_owner(self) -> None:
+        if self._abandoned:
+            return
+        self._abandoned = True
+        if self._thread.is_alive():
+            self._queue.append(self)
+        else:
+            warnings.warn(
+                "A trace outlived the thread that opened it; the model and the values of its run stay in memory. "
+                "Leave the `with` block in the thread that entered it.",
+                InterlaceWarning,
+                stacklevel=2,
+            )
+
+    # -- the side that is resumed -------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Hand the turn back, from inside the function; returns when resumed.
+
+        Raises:
+            RunEnded: The switch is being ended; the stack unwinds.
+            TraceError: Inside a transform of `torch.func`, whose interpreter cannot be left half-way.
+        """
+        if self.ending:
+            raise RunEnded
+        if ambient.functorch_level() != self._level:
+            raise TraceError(
+                "The model cannot pause inside a transform of torch.func (vmap, grad, ...): torch keeps one "
+                "interpreter for both sides.\nAsk for the value outside of the transformed function."
+            )
+        worker = self._worker
+        assert worker is not None
+        assert worker.parent is not None
+        worker.parent.switch()
+        if self.ending:
+            raise RunEnded
+
+    def _execute(self) -> None:
+        function, self._function = self._function, None
+        assert function is not None
+        try:
+            self.result = function()
+        except RunEnded:
+            self.unwound = True
+        except BaseException as error:
+            self.error = error
+        self.done = True
+
+
+def unwind_abandoned() -> None:
+    """End the runs of this thread whose trace was left or collected on another thread."""
+    queue = _home.abandoned
+    while queue:
+        switch = queue.popleft()
+        if not switch.done:
+            switch.resume()
+
+
+def _suspend(tracer: Any) -> None:
+    """Keep coverage's trace function off the model's side.
+
+    It keeps one stack of frames a thread, which two interleaved stacks would unbalance. Debuggers may stay.
+    """
+    owner = getattr(tracer, "__self__", tracer)
+    if type(owner).__module__.partition(".")[0] == "coverage":
+        sys.settrace(None)
+
+
+def _refuse_operator_frames(*stacks: FrameType | None) -> None:
+    """Raise where two stacks inside Python operators of torch would be left in another order than entered.
+
+    pybind11 keeps a chain of pointers into the native stack for each thread and aborts the process when it is broken.
+    """
+    for frame in stacks:
+        while frame is not None:
+            if frame.f_code.co_filename.endswith(("torch/_ops.py", "torch/_library/custom_ops.py")):
+                raise TraceError(
+                    "A trace paused inside a custom torch operator must be the last one paused when it goes on.\n"
+                    "Finish the traces that were opened or advanced after it first, or ask for a value outside of "
+                    f"the operator ({frame.f_code.co_name})."
+                )
+            frame = frame.f_back

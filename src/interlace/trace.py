@@ -1,0 +1,189 @@
+"""What `with model.trace(...):` opens: one run of the model, served to the block that it stands over.
+
+The block runs natively in the caller's frame. Each request that it makes of an envoy lets the model run until that
+value exists; leaving the block lets it finish.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from interlace import frames
+from interlace.errors import InputError, OrderError, TraceError
+from interlace.run import Run
+from interlace.site import Port, Site, Visit
+from interlace.steps import Iter, Steps
+from interlace.switch import unwind_abandoned
+from interlace.tap import Taps
+from interlace.tree import Tree
+
+Call = Callable[[], Any]
+
+
+class Trace:
+    """One run of a model, and the block that it waits for.
+
+    Args:
+        tree: The model.
+        call: Prepares the input and returns the call to run, or raises `InputError`; called on entering.
+        pacemaker: The site whose starts are the steps of this run, when a method is traced.
+
+    Attributes:
+        model: The envoy that was traced.
+        owner: The frame in which the block stands.
+        thread: The thread that entered it.
+    """
+
+    def __init__(self, model: Any, tree: Tree, call: Callable[[], Call], pacemaker: Site | None = None) -> None:
+        self.model = model
+        self.thread = 0
+        self._tree = tree
+        self._call: Callable[[], Call] | None = call
+        self._pacemaker = pacemaker
+        self._taps: Taps | None = None
+        self._run: Run | None = None
+        self._steps: Steps | None = None
+        self._result: Any = None
+        self._unfused: dict[nn.Module, RemovableHandle] = {}
+
+    def __enter__(self) -> "Trace":
+        if self._call is None:
+            raise TraceError("A trace is opened once; call `.trace(...)` again for another run.")
+        unwind_abandoned()
+        prepare, self._call = self._call, None
+        call = prepare()
+        self.thread = threading.get_ident()
+        self._taps = self._tree.taps()
+        self._run = Run(call)
+        self._steps = Steps(self._run, self._pacemaker)
+        self.owner = frames.owner(sys._getframe(1))
+        self._taps.install()
+        self._tree.opened(self.owner, self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        run = self._run
+        assert run is not None
+        try:
+            if error is not None:
+                run.end()
+            elif not run.done:
+                self._result = run.finish()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        taps, self._taps = self._taps, None
+        if taps is None:
+            return
+        self._tree.closed(self.owner, self)
+        taps.remove()
+        self.owner.frame = None
+        for handle in self._unfused.values():
+            handle.remove()
+        self._unfused.clear()
+        self._run = self._steps = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_taps", None) is not None and self._run is not None:
+            self._run.end()
+            self._close()
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    def visit(self, site: Site, port: Port) -> Visit:
+        """Run the model to the visit of a site that a request made now means."""
+        run, steps = self._run, self._steps
+        assert run is not None
+        assert steps is not None
+        return run.ask(site, port, 0 if steps.current is None else steps.number(site, port))
+
+    def before(self, site: Site) -> Visit:
+        """Like `visit` at the input, for a write: the call must not have begun."""
+        visit = self.visit(site, "input")
+        if visit.port != "input":
+            raise OrderError(
+                f"{site.at('input', visit.number)} cannot be changed any more: the call has been made.\n"
+                "Write it before you ask for the output."
+            )
+        return visit
+
+    def skip(self, site: Site, value: Any) -> None:
+        """Let `value` stand for the next call of a site."""
+        self.run.skip(site, self.before(site), value)
+
+    @property
+    def run(self) -> Run:
+        """The run in progress."""
+        if self._run is None:
+            raise TraceError("This trace is not open: its `with` block has not begun, or is over.")
+        return self._run
+
+    def unfuse(self, module: nn.Module) -> None:
+        """Keep torch's fused path from passing over a module below an `nn.TransformerEncoderLayer` in this run.
+
+        The presence of any hook switches it off, as it would for a hand-written one.
+        """
+        if module not in self._unfused:
+            self._unfused[module] = module.register_forward_pre_hook(_nothing)
+
+    # -- what the block may do ----------------------------------------------------------------------------------
+
+    @property
+    def result(self) -> Any:
+        """What the traced call returned (token ids for `generate`). In the block, lets the model finish first.
+
+        Raises:
+            TraceError: The model failed or the run was stopped, so there is none.
+        """
+        run = self._run
+        if run is None:
+            return self._result
+        if not run.done:
+            self._result = run.finish()
+        elif run.failed is not None or run.stopped:
+            raise TraceError(f"The traced call returned nothing: {run.where()}.")
+        return self._result
+
+    def stop(self) -> None:
+        """End the model's run here. What was read stays, and the statements after this one run."""
+        self.run.stop()
+
+    @property
+    def iter(self) -> Iter:
+        """The steps of a repeated run: `for step in tracer.iter[:3]:`, an int, a slice or a list of ints.
+
+        The loop ends when the model does; the code after it runs.
+        """
+        self.run  # noqa: B018  (raises when the trace is not open)
+        assert self._steps is not None
+        return Iter(self._steps)
+
+    def all(self) -> Iterator[int]:
+        """Every step, until the model ends: the same as `iter[:]`."""
+        return self.iter[:]
+
+    def next(self, step: int = 1) -> "Trace":
+        """Go on to a later step; requests after this one mean visits in it."""
+        self.run  # noqa: B018
+        assert self._steps is not None
+        self._steps.next(step)
+        return self
+
+
+def _nothing(module: nn.Module, args: Any) -> None:
+    """A hook that changes nothing but torch's choice of path."""
+
+
+def no_input(path: str) -> InputError:
+    """The error of a trace that was opened with nothing to run on."""
+    return InputError(
+        f"`{path}.trace()` was opened without an input.\nWrite `with {path}.trace(x):` with what the model takes."
+    )

@@ -1,0 +1,169 @@
+"""What all envoys of one model share: the modules and their taps, the open traces, who an envoy's class is.
+
+It holds no envoy strongly, so that no cycle keeps a model alive.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from interlace.errors import OutsideTraceError, ThreadError, TraceError
+from interlace.frames import Owner
+from interlace.switch import carried
+from interlace.tap import Taps
+
+if TYPE_CHECKING:
+    from interlace.envoy import Envoy
+    from interlace.rename import Names
+    from interlace.trace import Trace
+
+
+class Tree:
+    """The shared state of the envoys of one model.
+
+    Attributes:
+        module: The module at the root.
+        path: The name of the root in paths.
+        envoys: The envoys that exist, by path; children are made when first asked for.
+        names: Aliases and envoy classes.
+        shapes: What a scan saw at each module, by path.
+        extras: Sites that the model itself has no module for, by the name that they have at the root.
+    """
+
+    def __init__(self, module: nn.Module, path: str, names: "Names") -> None:
+        self.module = module
+        self.path = path
+        self.names = names
+        self.envoys: weakref.WeakValueDictionary[str, Envoy] = weakref.WeakValueDictionary()
+        self.shapes: dict[str, Any] = {}
+        self.extras: dict[str, nn.Module] = {}
+        self._open: dict[int, list[weakref.ref[Trace]]] = {}
+        self._taps: Taps | None = None
+        self._leaves: list[dict[str, Any]] = []
+        self._inner: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
+        self._parameter: tuple[dict[str, Any], str] | None = None
+
+    # -- open traces --------------------------------------------------------------------------------------------
+
+    def opened(self, owner: Owner, trace: "Trace") -> None:
+        """A trace begins to serve the requests of its owner's frame."""
+        self._open.setdefault(owner.key, []).append(weakref.ref(trace))
+
+    def closed(self, owner: Owner, trace: "Trace") -> None:
+        """A trace serves no more requests."""
+        held = self._open.get(owner.key, [])
+        held[:] = [ref for ref in held if ref() is not None and ref() is not trace]
+        if not held:
+            self._open.pop(owner.key, None)
+
+    def trace_at(self, frame: FrameType | None) -> "Trace | None":
+        """The open trace whose owner is nearest outward from `frame`."""
+        found = self._open
+        while frame is not None and found:
+            held = found.get(id(frame))
+            if held:
+                trace = held[-1]()
+                if trace is not None and trace.owner.code is frame.f_code:
+                    return trace
+            frame = frame.f_back
+        return None
+
+    def trace_for(self, frame: FrameType | None, what: str) -> "Trace":
+        """Like `trace_at`, or the error that says why there is none."""
+        trace = self.trace_at(frame)
+        if trace is not None:
+            return trace
+        traces = [ref() for held in list(self._open.values()) for ref in held]
+        here = threading.get_ident()
+        if any(trace is not None and trace.thread != here for trace in traces):
+            raise ThreadError(
+                f"{what} was asked for in another thread than the one whose trace is open.\n"
+                "Open a trace in each thread: they do not disturb each other."
+            )
+        if carried() is not None:
+            raise TraceError(
+                f"{what} was asked for from inside the model's own run (a hook, or code of the model).\n"
+                "Ask for it in the block of the trace."
+            )
+        raise OutsideTraceError(
+            f"{what} exists only inside a trace, or after a scan.\n"
+            f"Write `with {self.path}.trace(...):` around this line."
+            + (" A trace that is open belongs to another frame." if traces else "")
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Whether any trace of this model is open."""
+        return bool(self._open)
+
+    # -- modules ------------------------------------------------------------------------------------------------
+
+    def taps(self) -> Taps:
+        """The taps of all modules, renewed when the model's structure has changed."""
+        taps = self._taps
+        if taps is None or any(self._leaves) or any(tuple(held.values()) != kids for held, kids in self._inner):
+            taps = self._survey()
+        return taps
+
+    def _survey(self) -> Taps:
+        modules = [module for root in (self.module, *self.extras.values()) for module in root.modules()]
+        for module in modules:
+            if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+                raise TraceError(
+                    "nn.DataParallel runs copies of the model in threads of its own, which no trace can follow.\n"
+                    "Wrap the module inside it (`.module`), or use device_map for a model that needs several devices."
+                )
+        self._leaves = [module._modules for module in modules if not module._modules]
+        self._inner = [(module._modules, tuple(module._modules.values())) for module in modules if module._modules]
+        owners = ((module._parameters, name) for module in modules for name in module._parameters)
+        self._parameter = next(((held, name) for held, name in owners if held[name] is not None), None)
+        if self._taps is not None:
+            self.repoint(self.module)
+        self._taps = Taps(modules)
+        return self._taps
+
+    def device(self) -> torch.device | None:
+        """The device of the first parameter, or None for a model that has none."""
+        if self._parameter is not None:
+            parameter = self._parameter[0].get(self._parameter[1])
+            if parameter is not None:
+                return torch.device(parameter.device)
+        first = next(self.module.parameters(), None)
+        return None if first is None else first.device
+
+    def find(self, path: str) -> nn.Module:
+        """The module at a path that starts at the root."""
+        module: Any = self.module
+        parts = path.split(".")[1:]
+        if parts and parts[0] in self.extras:
+            module = self.extras[parts.pop(0)]
+        for part in parts:
+            held = module._modules.get(part)
+            module = held if held is not None else getattr(module, part)
+        return module  # type: ignore[no-any-return]
+
+    def repoint(self, module: nn.Module) -> None:
+        """Let the envoys that exist stand for the modules of the same names under another root."""
+        self.module = module
+        for path, envoy in sorted(self.envoys.items()):
+            try:
+                envoy._point(self.find(path))
+            except (AttributeError, KeyError):
+                self.envoys.pop(path, None)
+                above = self.envoys.get(path.rpartition(".")[0])
+                if above is not None:
+                    above.__dict__.pop(path.rpartition(".")[2], None)
+        self.names.settle(self)
+        self._taps = None
+
+    def envoy(self, path: str, make: Callable[[], "Envoy"]) -> "Envoy":
+        """The envoy at a path; made when nobody holds one."""
+        found = self.envoys.get(path)
+        if found is None:
+            found = self.envoys[path] = make()
+        return found

@@ -1,0 +1,72 @@
+"""Replacements: a write is checked where it is written, against what it replaces.
+
+`il.insist(value)` passes one value through unchecked; `il.config.checks = False` passes all.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from interlace.config import config
+from interlace.errors import WriteError
+from interlace.site import Visit, spell
+from interlace.trees import describe, mismatch
+
+
+@dataclass(frozen=True, slots=True)
+class Insisted:
+    """A replacement that is not compared with what it replaces."""
+
+    value: Any
+
+
+def insist(value: Any) -> Any:
+    """Write `value` as it is, whatever stood there.
+
+    >>> import interlace as il
+    >>> model = il.Model(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU()))
+    >>> with model.trace(torch.ones(1, 2)):
+    ...     model[0].output = il.insist(torch.ones(4, 3))
+    ...     out = model.output
+    >>> out.shape
+    torch.Size([4, 3])
+    """
+    return Insisted(value)
+
+
+def replace(old: Any, new: Any, where: str) -> Any:
+    """What the model goes on with when `new` is written where `old` stood.
+
+    Raises:
+        WriteError: Structure, shape, dtype or device differ.
+    """
+    if type(new) is torch.Tensor and type(old) is torch.Tensor:
+        if new.shape == old.shape and new.dtype is old.dtype and new.device == old.device:
+            return new
+    if isinstance(new, Insisted):
+        return new.value
+    if config.checks:
+        why = mismatch(old, new)
+        if why is not None:
+            raise WriteError(
+                f"`{spell(where)}` cannot be replaced: {why}.\n"
+                f"Written: {describe(new)}. Replaced: {describe(old)}.\n"
+                "To write it all the same: `il.insist(value)`."
+            )
+    return new
+
+
+def replace_inputs(visit: Visit, value: Any, where: str) -> None:
+    """Write the whole `(args, kwargs)` of a call.
+
+    Raises:
+        WriteError: `value` is no such pair, or its parts differ from what they replace.
+    """
+    checked = not isinstance(value, Insisted)
+    pair = value if checked else value.value
+    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], tuple) and isinstance(pair[1], dict)):
+        raise WriteError(f"`{spell(where)}` takes `(args, kwargs)`, a tuple and a dict, not {describe(pair)}.")
+    if checked:
+        replace((visit.args, visit.kwargs), pair, where)
+    visit.args, visit.kwargs = pair
