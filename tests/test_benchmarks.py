@@ -100,8 +100,9 @@ def test_traces_leave_no_tensor(make: Callable[[], Subject]) -> None:
     subject = make()
     for growth in memory.growths(subject, 20):
         assert growth.tensors == 0, growth.name
-    asked, there = memory.kept(subject)
-    assert asked == there
+    if subject.prompt is not None:  # the overhead nets return what they were given
+        asked, there = memory.kept(subject)
+        assert asked == there
 
 
 def test_wrapping_is_measured_on_models_that_have_the_size() -> None:

@@ -249,7 +249,7 @@ def _cell(grid: _Grid, row: int, column: int, value: float, colors: _Colors, tex
     if text:
         fits = int((grid.width - _GAP - 4) / (11 * _MONO))
         short = text.strip() if len(text.strip()) <= fits else text.strip()[: fits - 1] + "…"
-        kind = "mono on" if strength > 0.5 else "mono"
+        kind = "mono on" if strength > 0.62 else "mono"
         x, y = x + (grid.width - _GAP) / 2, y + grid.height / 2 + 3
         drawn += _text(x, y, short, kind=kind, size=11, more=_CENTERED)
     return drawn

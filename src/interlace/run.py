@@ -116,12 +116,10 @@ class Run:
             self._close()
 
     def finish(self) -> Any:
-        """Let the model run to its end and return what it returned."""
+        """Let the model run to its end and return what it returned; None if it failed before or was stopped."""
         self._wanted = None
         while not self.switch.done:
             self._go_on()
-        if self.failed is not None and not self.stopped:
-            raise self.failed
         return self.switch.result
 
     def stop(self) -> None:

@@ -74,7 +74,7 @@ class Trace:
         try:
             if error is not None:
                 run.end()
-            elif not run.done:
+            else:
                 self._result = run.finish()
         finally:
             self._close()
@@ -146,11 +146,10 @@ class Trace:
         run = self._run
         if run is None:
             return self._result
-        if not run.done:
-            self._result = run.finish()
-        elif run.failed is not None or run.stopped:
+        result = run.finish()
+        if run.failed is not None or run.stopped:
             raise TraceError(f"The traced call returned nothing: {run.where()}.")
-        return self._result
+        return result
 
     def stop(self) -> None:
         """End the model's run here. What was read stays, and the statements after this one run."""

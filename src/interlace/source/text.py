@@ -8,9 +8,12 @@ Knows nothing about operations.
 import __future__
 
 import ast
+import dis
 import inspect
 import linecache
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from types import CodeType
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
@@ -18,6 +21,10 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 FUTURES = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
 FACTORY = "_interlace_factory"
 MARKS_OF_PYTEST = ("@py_assert", "@py_format")  # it rewrites `assert` when it imports a test module
+
+NAMED = frozenset({*dis.hasname, *dis.haslocal, *dis.hasfree})
+SILENT = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "PUSH_NULL"})
+ALIKE = {"LOAD_METHOD": "LOAD_ATTR", "CALL_METHOD": "CALL_FUNCTION"}
 
 
 class SourceError(ValueError):
@@ -187,14 +194,30 @@ def _owner(qualname: str) -> str | None:
 
 def _same(one: CodeType, other: CodeType) -> bool:
     """Whether two code objects run the same instructions on the same names and constants."""
-    if (one.co_code, one.co_names, one.co_varnames, one.co_freevars, one.co_cellvars) != (
-        other.co_code, other.co_names, other.co_varnames, other.co_freevars, other.co_cellvars,
-    ):
-        return False
-    pairs = list(zip(one.co_consts, other.co_consts, strict=False))
-    return len(one.co_consts) == len(other.co_consts) and all(
-        _same(a, b)
-        if isinstance(a, CodeType) and isinstance(b, CodeType)
-        else repr(a) == repr(b) or (isinstance(a, frozenset) and a == b)  # equal sets may print differently
-        for a, b in pairs
+    pairs = zip_longest(_instructions(one), _instructions(other))
+    return all(
+        a == b or (isinstance(a, CodeType) and isinstance(b, CodeType) and _same(a, b)) for a, b in pairs
     )
+
+
+def _instructions(code: CodeType) -> Iterator[object]:
+    """What `code` does, one object an instruction, a nested code object after the one that loads it.
+
+    Without jump targets, and without the choice between calling a method and calling an attribute: it depends
+    on the imports of the module, which are not part of a function's text.
+    """
+    for instruction in dis.get_instructions(code):
+        name, opcode = instruction.opname, instruction.opcode
+        if name in SILENT:
+            continue
+        if opcode in dis.hasconst and isinstance(instruction.argval, CodeType):
+            yield instruction.argval
+        elif opcode in dis.hasconst:
+            value = instruction.argval
+            yield name, value if isinstance(value, frozenset) else repr(value)  # equal sets may print differently
+        elif opcode in NAMED:
+            yield ALIKE.get(name, name), instruction.argval
+        elif opcode in dis.hasjrel or opcode in dis.hasjabs:
+            yield name
+        else:
+            yield ALIKE.get(name, name), instruction.arg
