@@ -26,7 +26,7 @@ _n_dispatch = torch._C._len_torch_dispatch_stack
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _push_hooks = torch._C._autograd._push_saved_tensors_default_hooks
 _pop_hooks = torch._C._autograd._pop_saved_tensors_default_hooks
-_functorch = torch._C._functorch.peek_interpreter_stack
+transform = torch._C._functorch.peek_interpreter_stack
 _set_grad = torch._C._set_grad_enabled
 
 
@@ -139,5 +139,5 @@ def _replace_modes(old: tuple[Any, ...], new: tuple[Any, ...], pop: Any, push: A
 
 def functorch_level() -> int:
     """How many transforms of `torch.func` are running on this thread's stack; no pause can happen inside one."""
-    top = _functorch()
+    top = transform()
     return 0 if top is None else int(top.level())

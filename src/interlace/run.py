@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container
 from typing import Any
 
-from interlace.errors import InterlaceWarning, NotReachedError, OrderError, RunEnded
+from interlace.errors import InterlaceWarning, NotReachedError, OrderError, RunEnded, TraceError
 from interlace.site import Port, Site, Visit
 from interlace.switch import Switch
 
@@ -34,20 +34,23 @@ class Run:
     Attributes:
         starts: How often each site has been entered, by key.
         ends: How often each site has been left, by key.
-        watched: The keys at which a tap must report. Everything else only counts.
+        before: The keys at which a tap must report before the call. Elsewhere it only counts.
+        after: The keys at which it must report after the call.
         live: The visit at which the model is paused.
         side: A visit that the block made itself (`envoy(..., hook=True)`), until its next request.
     """
 
     __slots__ = (
-        "__weakref__", "_site", "_wanted", "ends", "failed", "live", "side", "skipped", "starts", "stopped", "switch",
-        "watched", "watchers",
+        "__weakref__", "_asked", "_site", "_wanted", "after", "before", "ends", "failed", "live", "side", "skipped", "starts", "stopped", "switch",
+        "watchers",
     )  # fmt: skip
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.starts: defaultdict[Any, int] = defaultdict(int)
         self.ends: defaultdict[Any, int] = defaultdict(int)
-        self.watched: Container[Any] = set()
+        self._asked: dict[Port, set[Any]] = {"input": set(), "output": set()}
+        self.before: Container[Any] = self._asked["input"]
+        self.after: Container[Any] = self._asked["output"]
         self.watchers: dict[tuple[Any, Port], list[Watcher]] = {}
         self.live: Visit | None = None
         self.side: Visit | None = None
@@ -90,11 +93,16 @@ class Run:
         if self.switch.done:
             raise NotReachedError(self._missed(site, port, number))
         self._wanted = (site.key, number, port)
-        if isinstance(self.watched, set):
-            self.watched.add(site.key)
-        self._go_on()
+        self._asked[port].add(site.key)
+        self.live = None
+        try:
+            self.switch.resume()
+        except TraceError:  # it could not go on, and is where it was
+            self.live, self._wanted = live, None
+            raise
         live = self.live
         if live is None:
+            self._close()
             raise NotReachedError(self._missed(site, port, number))
         self._site = site
         return live
@@ -107,19 +115,14 @@ class Run:
             return False
         return True
 
-    def _go_on(self) -> None:
-        """Let the model run to the next pause; an error of the model is raised here."""
-        self.live = None
-        switch = self.switch
-        switch.resume()
-        if switch.done:
-            self._close()
-
     def finish(self) -> Any:
         """Let the model run to its end and return what it returned; None if it failed before or was stopped."""
         self._wanted = None
         while not self.switch.done:
-            self._go_on()
+            self.live = None
+            self.switch.resume()
+            if self.switch.done:
+                self._close()
         return self.switch.result
 
     def stop(self) -> None:
@@ -131,7 +134,7 @@ class Run:
         """Unwind the model. Its `finally` blocks run; an error in them is reported as a warning."""
         if self.switch.done:
             return
-        self.watched = Everything()
+        self.before = self.after = Everything()
         self._wanted = None
         started = self.switch.started
         self.switch.end()
@@ -149,6 +152,7 @@ class Run:
             )
 
     def _close(self) -> None:
+        """The model has ended; an error of it is raised here."""
         error, self.switch.error = self.switch.error, None
         self._release()
         if error is not None:
@@ -164,24 +168,23 @@ class Run:
     def watch(self, key: Any, port: Port, watcher: Watcher) -> None:
         """Have `watcher` called at every visit of a site from now on, before the block sees it."""
         self.watchers.setdefault((key, port), []).append(watcher)
-        if isinstance(self.watched, set):
-            self.watched.add(key)
+        self._asked[port].add(key)
 
     def reach(self, key: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make the call of a watched site: pause before and after it where somebody waits for it."""
+        """Make a call that somebody waits for: pause before it, and after it where that was asked for."""
         visit = Visit(key, self.starts[key], args, kwargs)
         self.starts[key] += 1
         self._arrive(visit, "input")
         if not visit.skipped:
             visit.result = call(*visit.args, **visit.kwargs)
         self.ends[key] += 1
-        if key in self.watched:
+        if key in self.after:
             self._arrive(visit, "output")
         return visit.result
 
-    def leave(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        """A site that nobody watched when its call began is watched now that it has ended."""
-        visit = Visit(key, self.ends[key] - 1, args, kwargs)
+    def leave(self, key: Any, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        """Report a call that has been made, and return what the model goes on with."""
+        visit = Visit(key, number, args, kwargs)
         visit.result = result
         self._arrive(visit, "output")
         return visit.result
@@ -189,16 +192,16 @@ class Run:
     def _arrive(self, visit: Visit, port: Port) -> None:
         if self.switch.ending:
             raise RunEnded
-        self._tell(visit, port)
-        if self._wanted == (visit.key, visit.number, port):
+        visit.port = port
+        if self.watchers:
+            self._tell(visit, port)
+        wanted = self._wanted
+        if wanted is not None and wanted[2] == port and wanted[0] == visit.key and wanted[1] == visit.number:
             self._wanted = None
-            if isinstance(self.watched, set) and not self._standing(visit.key):
-                self.watched.discard(visit.key)
+            if (visit.key, port) not in self.watchers:
+                self._asked[port].discard(visit.key)
             self.live = visit
             self.switch.pause()
-
-    def _standing(self, key: Any) -> bool:
-        return (key, "input") in self.watchers or (key, "output") in self.watchers
 
     # -- what an error says -------------------------------------------------------------------------------------
 

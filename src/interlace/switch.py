@@ -11,16 +11,19 @@ import contextvars
 import sys
 import threading
 import warnings
-import weakref
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from greenlet import getcurrent, greenlet
+from greenlet import getcurrent as getcurrent
+from greenlet import greenlet
 
 from interlace import ambient, unwind
 from interlace.errors import InterlaceWarning, RunEnded, ThreadError, TraceError
+
+_transform = ambient.transform
+_ambient_now = ambient.read
 
 KEPT = 8
 """How many idle workers a thread keeps."""
@@ -38,17 +41,26 @@ class Worker(greenlet):
         self.tracing: Any = None
 
 
-class Home(threading.local):
+class Home:
     """What one thread keeps: idle workers, who parked last, and runs whose trace was left on another thread."""
+
+    __slots__ = ("abandoned", "idle", "last", "thread")
 
     def __init__(self) -> None:
         self.idle: list[Worker] = []
-        self.last: weakref.ref[Switch] | None = None
+        self.last: object = None
         self.abandoned: deque[Switch] = deque()
         self.thread = threading.current_thread()
 
 
-_home = Home()
+class _Homes(threading.local):
+    """Where the home of the current thread is found."""
+
+    def __init__(self) -> None:
+        self.home = Home()
+
+
+_homes = _Homes()
 _guard: list[Callable[[Callable[[], object]], object]] = []
 
 
@@ -66,9 +78,10 @@ def _work() -> None:
         worker.job = worker.tracing = None
         resumer = worker.parent
         assert resumer is not None
-        if resumer._stack_saved > FAR or len(_home.idle) >= KEPT:
+        idle = _homes.home.idle
+        if resumer._stack_saved > FAR or len(idle) >= KEPT:  # type: ignore[attr-defined]
             return
-        _home.idle.append(worker)
+        idle.append(worker)
         resumer.switch()
         del resumer
 
@@ -87,7 +100,7 @@ class Switch:
     """
 
     __slots__ = (
-        "__weakref__", "_abandoned", "_ambient", "_context", "_function", "_level", "_queue", "_thread", "_worker",
+        "__weakref__", "_abandoned", "_ambient", "_context", "_function", "_home", "_level", "_token", "_worker",
         "carries", "done", "ending", "error", "result", "unwound",
     )  # fmt: skip
 
@@ -100,9 +113,9 @@ class Switch:
         self._ambient: ambient.Ambient | bool = ambient.read()
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._level = ambient.functorch_level()
-        self._queue = _home.abandoned
-        self._thread = _home.thread
+        self._home = _homes.home
         self._abandoned = False
+        self._token = object()
         self.done = False
         self.ending = False
         self.unwound = False
@@ -123,8 +136,8 @@ class Switch:
             ThreadError: On another thread than the one that made this switch.
             TraceError: Where torch does not allow the two stacks to take turns out of order.
         """
-        home = _home
-        if home.abandoned is not self._queue:
+        home = self._home
+        if _homes.home is not home:
             raise ThreadError("This trace belongs to another thread; open a trace in the thread that uses it.")
         if home.abandoned:
             unwind_abandoned()
@@ -133,16 +146,16 @@ class Switch:
             worker = self._start(home)
         else:
             worker.parent = getcurrent()
-            if home.last is not None and home.last() is not self:
+            if home.last is not self._token:
                 _refuse_operator_frames(worker.gr_frame, sys._getframe())
-        mine = ambient.read()
+        mine = _ambient_now()
         theirs = self._ambient
         tracer = sys.gettrace()
         if tracer is not None:
             _suspend(tracer)
         guard = None if mine is theirs or mine == theirs else ambient.swap(mine, theirs)
         worker.switch()
-        now = ambient.read()
+        now = _ambient_now()
         if now is not mine and now != mine:
             ambient.swap(now, mine, guard)
         elif guard is not None:
@@ -154,7 +167,7 @@ class Switch:
             self._worker = None
             worker.gr_context = None
         else:
-            home.last = weakref.ref(self)
+            home.last = self._token
 
     def _start(self, home: Home) -> Worker:
         worker = home.idle.pop() if home.idle else Worker()
@@ -174,7 +187,7 @@ class Switch:
             return
         if self._worker is None:
             self._forget()
-        elif _home.abandoned is not self._queue:
+        elif _homes.home is not self._home:
             self._leave_to_owner()
         else:
             self.resume()
@@ -187,8 +200,8 @@ class Switch:
         if self._abandoned:
             return
         self._abandoned = True
-        if self._thread.is_alive():
-            self._queue.append(self)
+        if self._home.thread.is_alive():
+            self._home.abandoned.append(self)
         else:
             warnings.warn(
                 "A trace outlived the thread that opened it; the model and the values of its run stay in memory. "
@@ -208,7 +221,7 @@ class Switch:
         """
         if self.ending:
             raise RunEnded
-        if ambient.functorch_level() != self._level:
+        if (_transform() is not None or self._level) and ambient.functorch_level() != self._level:
             raise TraceError(
                 "The model cannot pause inside a transform of torch.func (vmap, grad, ...): torch keeps one "
                 "interpreter for both sides.\nAsk for the value outside of the transformed function."
@@ -234,7 +247,7 @@ class Switch:
 
 def unwind_abandoned() -> None:
     """End the runs of this thread whose trace was left or collected on another thread."""
-    queue = _home.abandoned
+    queue = _homes.home.abandoned
     while queue:
         switch = queue.popleft()
         if not switch.done:

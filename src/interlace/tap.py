@@ -68,16 +68,17 @@ def _reporting(tap: Tap, key: int) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             run = getcurrent().tracing  # type: ignore[attr-defined]
-            watched = run.watched
+            starts = run.starts
         except AttributeError:  # another stack than a model's
             return tap.inner(*args, **kwargs)
-        if key in watched:
+        if key in run.before:
             return run.reach(key, tap.inner, args, kwargs)
-        run.starts[key] += 1
+        number = starts[key]
+        starts[key] = number + 1
         result = tap.inner(*args, **kwargs)
         run.ends[key] += 1
-        if key in run.watched:
-            return run.leave(key, args, kwargs, result)
+        if key in run.after:
+            return run.leave(key, number, args, kwargs, result)
         return result
 
     return call

@@ -46,7 +46,7 @@ class Tree:
         self._taps: Taps | None = None
         self._leaves: list[dict[str, Any]] = []
         self._inner: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
-        self._parameter: tuple[dict[str, Any], str] | None = None
+        self._parameter: tuple[dict[str, nn.Parameter | None], str] | None = None
 
     # -- open traces --------------------------------------------------------------------------------------------
 
@@ -132,7 +132,9 @@ class Tree:
         if self._parameter is not None:
             parameter = self._parameter[0].get(self._parameter[1])
             if parameter is not None:
-                return torch.device(parameter.device)
+                return parameter.device
+        elif self._taps is not None:
+            return None
         first = next(self.module.parameters(), None)
         return None if first is None else first.device
 
