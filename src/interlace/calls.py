@@ -6,7 +6,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from interlace.frames import with_follows
-from interlace.site import Site
 from interlace.trace import Trace, no_input
 from interlace.trees import map_tensors, tensors
 
@@ -46,15 +45,15 @@ def prepare(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[st
 
 def traced(
     envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Callable[[], Callable[[], Any]], Site | None]:
-    """What a trace prepares when it is entered, and the site that sets its pace."""
+) -> tuple[Callable[[], Callable[[], Any]], bool]:
+    """What a trace prepares when it is entered, and whether the traced module sets its pace."""
 
     def prepared() -> Callable[[], Any]:
         if not args and not kwargs and fn is None:
             raise no_input(envoy._path)
         return prepare(envoy, fn, args, kwargs)
 
-    return prepared, None if fn is None else envoy._site
+    return prepared, fn is not None
 
 
 def plain(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -76,8 +75,8 @@ class Method:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Open a trace when a `with` follows, else run."""
         if with_follows(sys._getframe(1)):
-            prepared, pacemaker = traced(self.envoy, self.name, args, kwargs)
-            return Trace(self.envoy, self.envoy._tree, prepared, pacemaker)
+            prepared, paced = traced(self.envoy, self.name, args, kwargs)
+            return Trace(self.envoy, self.envoy._tree, prepared, paced)
         result = plain(self.envoy, self.name, args, kwargs)
         return self.envoy if result is self.envoy._module else result
 

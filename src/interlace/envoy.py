@@ -236,8 +236,8 @@ class Envoy:
             return calls.plain(self, fn, args, kwargs)
         if trace is not None:
             warnings.warn("`trace=True` is the default; leave it out.", DeprecationWarning, stacklevel=2)
-        prepare, pacemaker = calls.traced(self, fn, args, kwargs)
-        return tracer_cls(self, self._tree, prepare, pacemaker)
+        prepare, paced = calls.traced(self, fn, args, kwargs)
+        return tracer_cls(self, self._tree, prepare, paced)
 
     def interleave(self, fn: str | Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
         """Run `fn` (a method name or a callable) once, without a block, through the preparation of inputs."""

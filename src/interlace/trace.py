@@ -31,7 +31,7 @@ class Trace:
     Args:
         tree: The model.
         call: Prepares the input and returns the call to run, or raises `InputError`; called on entering.
-        pacemaker: The site whose starts are the steps of this run, when a method is traced.
+        paced: Whether the traced module's starts are the steps of this run, because a method of it is traced.
 
     Attributes:
         model: The envoy that was traced.
@@ -39,12 +39,12 @@ class Trace:
         thread: The thread that entered it.
     """
 
-    def __init__(self, model: Any, tree: Tree, call: Callable[[], Call], pacemaker: Site | None = None) -> None:
+    def __init__(self, model: Any, tree: Tree, call: Callable[[], Call], paced: bool = False) -> None:
         self.model = model
         self.thread = 0
         self._tree = tree
         self._call: Callable[[], Call] | None = call
-        self._pacemaker = pacemaker
+        self._paced = paced
         self._taps: Taps | None = None
         self._run: Run | None = None
         self._steps: Steps | None = None
@@ -60,7 +60,7 @@ class Trace:
         self.thread = threading.get_ident()
         self._taps = self._tree.taps()
         self._run = Run(call)
-        self._steps = Steps(self._run, self._pacemaker)
+        self._steps = Steps(self._run, self.model._site if self._paced else None)
         self.owner = frames.owner(sys._getframe(1))
         self._taps.install()
         self._tree.opened(self.owner, self)
