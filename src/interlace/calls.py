@@ -33,6 +33,7 @@ def resolve(envoy: "Envoy", fn: Function) -> Callable[..., Any]:
 
 def prepare(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
     """The call to run, on input that the model's class has prepared and that is where the model is."""
+    envoy._tree.load()
     args, kwargs = envoy._prepare_input(*args, **kwargs) if fn is None else envoy._function_input(fn, args, kwargs)
     device = envoy._tree.device()
     if device is not None and device.type != "meta":

@@ -324,6 +324,9 @@ class Envoy:
             value = getattr(module, name)
         except AttributeError:
             raise self._miss(name) from None
+        if isinstance(value, torch.Tensor) and value.is_meta and self._tree.loader is not None:
+            self._tree.load()
+            value = getattr(self._module, name)
         return self._wrap(name, value)
 
     def _wrap(self, name: str, value: Any) -> Any:
@@ -427,16 +430,19 @@ class Envoy:
 
     def to(self, *args: Any, **kwargs: Any) -> "Envoy":
         """Move the module in place, as `nn.Module.to` does."""
+        self._tree.load()
         self._module.to(*args, **kwargs)
         return self
 
     def cpu(self) -> "Envoy":
         """Move the module to the CPU, in place."""
+        self._tree.load()
         self._module.cpu()
         return self
 
     def cuda(self, *args: Any, **kwargs: Any) -> "Envoy":
         """Move the module to a GPU, in place."""
+        self._tree.load()
         self._module.cuda(*args, **kwargs)
         return self
 

@@ -6,7 +6,8 @@ stay on the meta device until something runs. This is the only module of the lib
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
-from interlace.calls import Function
 from interlace.errors import InputError, InterlaceWarning
 from interlace.model import Model
 from interlace.prompts import encode, pad_labels, position_ids
@@ -98,12 +98,12 @@ class LanguageModel(Model):
         **kwargs: Any,
     ) -> None:
         own = self.__dict__
-        own["_source"] = None if isinstance(model, nn.Module) else str(model)
-        own["_kwargs"] = dict(kwargs)
-        own["_tokenizer_kwargs"] = dict(tokenizer_kwargs or {})
-        own["tokenizer"] = tokenizer
-        module = model if isinstance(model, nn.Module) else self._empty(str(model))
+        self.__dict__["tokenizer"] = tokenizer
+        ready = isinstance(model, nn.Module)
+        module = model if ready else self._empty(model, kwargs, dict(tokenizer_kwargs or {}))
         super().__init__(module, rename, envoys)
+        if not ready:
+            self._tree.loader = partial(AutoModelForCausalLM.from_pretrained, model, **kwargs)
         self._tree.extras["generator"] = Generator()
         self._set_pad_token()
         if dispatch:
@@ -111,27 +111,25 @@ class LanguageModel(Model):
 
     # -- loading ------------------------------------------------------------------------------------------------
 
-    def _empty(self, source: str) -> nn.Module:
+    def _empty(self, source: str, kwargs: dict[str, Any], tokenizer_kwargs: dict[str, Any]) -> nn.Module:
         """The model without weights, on the meta device."""
-        hub = {name: self._kwargs[name] for name in HUB if name in self._kwargs}
-        config = self._kwargs.get("config") or AutoConfig.from_pretrained(source, **hub)
+        hub = {name: kwargs[name] for name in HUB if name in kwargs}
+        config = kwargs.get("config") or AutoConfig.from_pretrained(source, **hub)
         if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
             raise InputError(
                 f"{source!r} is a {type(config).__name__}, which transformers does not load as a causal language "
                 "model.\nLoad it with its own class and wrap that: `il.Model(AutoModel...from_pretrained(...))`."
             )
         if self.__dict__["tokenizer"] is None:
-            self.__dict__["tokenizer"] = AutoTokenizer.from_pretrained(source, **hub, **self._tokenizer_kwargs)
-        given = {n: self._kwargs[n] for n in ("attn_implementation", "trust_remote_code") if n in self._kwargs}
+            self.__dict__["tokenizer"] = AutoTokenizer.from_pretrained(source, **hub, **tokenizer_kwargs)
+        given = {name: kwargs[name] for name in ("attn_implementation", "trust_remote_code") if name in kwargs}
         with torch.device("meta"):
             module: nn.Module = AutoModelForCausalLM.from_config(config, **given)
         return module.eval()
 
     def dispatch(self) -> "LanguageModel":
         """Load the weights, if they are not there yet."""
-        if self._source is not None and any(p.device.type == "meta" for p in self._module.parameters()):
-            module = AutoModelForCausalLM.from_pretrained(self._source, **self._kwargs)
-            self._tree.repoint(module)
+        self._tree.load()
         return self
 
     def _set_pad_token(self) -> None:
@@ -151,7 +149,6 @@ class LanguageModel(Model):
         return args, kwargs
 
     def _encoded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        self.dispatch()
         kwargs = dict(kwargs)
         if args:
             encoding = encode(args[0], self.tokenizer)
@@ -189,8 +186,14 @@ class LanguageModel(Model):
         module: Any = self._module
         return generator(module.generate(*args, **kwargs))
 
-    def _function_input(self, fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Input of another method than the model's own call: positions are that method's to make."""
+    def _function_input(self, fn: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Input of another method than the model's own call: a prompt where it takes token ids, else as it is.
+
+        Position ids are that method's to make.
+        """
+        taken = inspect.signature(fn if callable(fn) else getattr(self._module, fn)).parameters
+        if not {"input_ids", "inputs"} & set(taken):
+            return args, kwargs
         return self._encoded(args, kwargs)
 
     @property

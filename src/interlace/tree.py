@@ -32,6 +32,7 @@ class Tree:
         envoys: The envoys that exist, by path; children are made when first asked for.
         names: Aliases and envoy classes.
         shapes: What a scan saw at each module, by path.
+        loader: Makes the module with its weights, while only its shape is there.
         extras: Sites that the model itself has no module for, by the name that they have at the root.
     """
 
@@ -42,6 +43,7 @@ class Tree:
         self.envoys: weakref.WeakValueDictionary[str, Envoy] = weakref.WeakValueDictionary()
         self.shapes: dict[str, Any] = {}
         self.extras: dict[str, nn.Module] = {}
+        self.loader: Callable[[], nn.Module] | None = None
         self._open: dict[int, list[weakref.ref[Trace]]] = {}
         self._taps: Taps | None = None
         self._leaves: list[dict[str, Any]] = []
@@ -149,9 +151,16 @@ class Tree:
             module = held if held is not None else getattr(module, part)
         return module  # type: ignore[no-any-return]
 
+    def load(self) -> None:
+        """Put the real weights in place, where only the shape of the model is there yet."""
+        if self.loader is not None:
+            module, self.loader = self.loader(), None
+            self.repoint(module)
+
     def repoint(self, module: nn.Module) -> None:
         """Let the envoys that exist stand for the modules of the same names under another root."""
         self.module = module
+        self._parameter = None
         for path, envoy in sorted(self.envoys.items()):
             try:
                 envoy._point(self.find(path))
