@@ -105,7 +105,7 @@ def test_pictures_are_written_as_files(told: Findings, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "COMMAND"),
+        ([], "Say what to do: interlace demo"),
         (["demon"], "choose from demo"),
         (["demo", "--out", "no/such/r.html"], "Make it first: mkdir -p 'no/such'"),
         (["demo", "--out", "."], "is a folder. Name a file: --out"),
@@ -119,7 +119,16 @@ def test_a_wrong_argument_says_what_to_write(
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert message in re.sub("'demo'", "demo", capsys.readouterr().err)
+    assert message in capsys.readouterr().err.replace("'demo'", "demo")
+
+
+def test_a_folder_that_is_not_ones_own_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(SystemExit):
+        main(["demo", "--out", str(tmp_path / "r.html")])
+    assert "cannot be written to. Name another one." in capsys.readouterr().err
 
 
 def test_version_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:

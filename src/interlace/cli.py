@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     chosen = parser.parse_args(arguments)
+    if chosen.command is None:
+        parser.error("Say what to do: interlace demo")
     for folder in filter(None, (chosen.out.parent, chosen.pictures)):
         if not folder.is_dir():
             parser.error(f"There is no folder '{folder}'. Make it first: mkdir -p '{folder}'")
+        if not os.access(folder, os.W_OK):
+            parser.error(f"The folder '{folder}' cannot be written to. Name another one.")
     if chosen.out.is_dir():
         parser.error(f"'{chosen.out}' is a folder. Name a file: --out '{chosen.out / 'interlace-demo.html'}'")
     _demo(chosen.out, chosen.pictures, show=chosen.open)
@@ -49,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     about = "Read and change the inside of a running PyTorch model."
     parser = argparse.ArgumentParser(prog="interlace", description=about)
     parser.add_argument("--version", action="version", version=f"interlace {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     demo = commands.add_parser(
         "demo",
         help="experiment on the model that ships with interlace, and write a report",
