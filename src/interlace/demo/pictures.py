@@ -7,7 +7,7 @@ from interlace.plots import Svg, heatmap
 
 __all__ = ["attention", "heads", "lens", "patching", "pictures"]
 
-STRONG = 0.25  # the least attention that is outlined
+STRONG = 0.5  # the least attention that is outlined
 
 
 def pictures(findings: Findings) -> dict[str, Svg]:
