@@ -4,6 +4,7 @@ The tree of envoys mirrors the tree of modules and is made as it is walked. An e
 trace that its caller stands in; how a value is had, is not its business.
 """
 
+import difflib
 import inspect
 import sys
 import warnings
@@ -17,7 +18,7 @@ from interlace import calls
 from interlace.errors import InterlaceWarning, NameMissError, OutsideTraceError, nearest
 from interlace.rename import Aliases, Names
 from interlace.repr import show
-from interlace.site import Port, Site, Visit
+from interlace.site import Port, Site, Visit, spell
 from interlace.trace import Trace
 from interlace.tree import Tree
 from interlace.writes import replace, replace_inputs
@@ -68,6 +69,7 @@ class Envoy:
             raise TypeError(f"An envoy stands for a torch.nn.Module, not for {type(module).__name__}.")
         names = Names(rename, type(self).envoys if envoys is None else envoys, FEATURES)
         tree = Tree(module, path, names)
+        tree.kind = type(self)
         self._stand(tree, module, path, False)
         tree.envoys[path] = self
         names.settle(tree)
@@ -82,8 +84,9 @@ class Envoy:
         own = self.__dict__
         own["_module"], own["_site"] = module, Site(id(module), self._path)
         hidden = [name for name in module._modules if name in FEATURES]
-        if hidden:
-            object.__setattr__(self, "__class__", _shadowed(_plain(type(self)), frozenset(hidden)))
+        if hidden or "_hides" in vars(type(self)):
+            plain = _plain(type(self))
+            object.__setattr__(self, "__class__", _shadowed(plain, frozenset(hidden)) if hidden else plain)
 
     # -- values -------------------------------------------------------------------------------------------------
 
@@ -92,7 +95,7 @@ class Envoy:
         tree = self._tree
         trace = tree.trace_at(sys._getframe(2))
         if trace is None:
-            trace = tree.trace_for(sys._getframe(2), f"`{self._path}.{feature}`")
+            trace = tree.trace_for(sys._getframe(2), f"`{spell(self._path)}.{feature}`")
         if self._fused:
             trace.unfuse(self._module)
         return trace.visit(self._site, port)
@@ -141,7 +144,7 @@ class Envoy:
             return visit.args[0]  # type: ignore[no-any-return]
         if visit.kwargs:
             return next(iter(visit.kwargs.values()))  # type: ignore[no-any-return]
-        raise IndexError(f"`{self._path}` was called with no arguments, so it has no `input`; see `inputs`.")
+        raise IndexError(f"`{spell(self._path)}` was called with no arguments, so it has no `input`; see `inputs`.")
 
     @input.setter
     def input(self, value: Any) -> None:
@@ -153,7 +156,7 @@ class Envoy:
             first = next(iter(visit.kwargs))
             visit.kwargs = {**visit.kwargs, first: replace(visit.kwargs[first], value, where)}
         else:
-            raise IndexError(f"`{self._path}` was called with no arguments, so there is no `input` to replace.")
+            raise IndexError(f"`{spell(self._path)}` was called with no arguments, so there is no `input` to replace.")
 
     def _visit_or_scan(self, feature: str, frame: Any) -> Visit:
         trace = self._tree.trace_at(frame)
@@ -164,7 +167,7 @@ class Envoy:
         return trace.visit(self._site, "input")
 
     def _at_input(self, feature: str, frame: Any) -> Visit:
-        trace = self._tree.trace_for(frame, f"`{self._path}.{feature}`")
+        trace = self._tree.trace_for(frame, f"`{spell(self._path)}.{feature}`")
         if self._fused:
             trace.unfuse(self._module)
         return trace.before(self._site)
@@ -172,8 +175,8 @@ class Envoy:
     def _scanned(self, feature: str, frame: Any) -> Visit:
         found = self._tree.shapes.get(self._path)
         if found is None:
-            self._tree.trace_for(frame, f"`{self._path}.{feature}`")
-            raise OutsideTraceError(f"`{self._path}.{feature}` was not reached by the scan.")
+            self._tree.trace_for(frame, f"`{spell(self._path)}.{feature}`")
+            raise OutsideTraceError(f"`{spell(self._path)}.{feature}` was not reached by the scan.")
         return found  # type: ignore[no-any-return]
 
     def wait_for_output(self) -> None:
@@ -190,7 +193,7 @@ class Envoy:
         Raises:
             OrderError: The module has been called already.
         """
-        trace = self._tree.trace_for(sys._getframe(1), f"`{self._path}.skip()`")
+        trace = self._tree.trace_for(sys._getframe(1), f"`{spell(self._path)}.skip()`")
         trace.skip(self._site, replacement)
 
     @property
@@ -204,7 +207,7 @@ class Envoy:
         With `hook=True`, inside a trace, the call counts as the module's next visit.
         """
         if hook:
-            trace = self._tree.trace_for(sys._getframe(1), f"`{self._path}(..., hook=True)`")
+            trace = self._tree.trace_for(sys._getframe(1), f"`{spell(self._path)}(..., hook=True)`")
             return trace.run.beside(self._site, self._module, args, kwargs)
         if self._tree.busy and self._tree.trace_at(sys._getframe(1)) is not None:
             return self._module(*args, **kwargs)
@@ -257,7 +260,7 @@ class Envoy:
             DeprecationWarning,
             stacklevel=3,
         )
-        return self._tree.trace_for(sys._getframe(2), f"`{self._path}.{name}`")
+        return self._tree.trace_for(sys._getframe(2), f"`{spell(self._path)}.{name}`")
 
     @property
     def iter(self) -> Any:
@@ -308,6 +311,8 @@ class Envoy:
         own = self.__dict__
         if "_module" not in own or name in _OWN:
             raise AttributeError(name)
+        if name in FEATURES:
+            self._reraise(name)
         module = own["_module"]
         if module._modules.get(name) is not None:
             return self._child(name)
@@ -317,7 +322,7 @@ class Envoy:
         if target is not None:
             return self.get(target)
         if name.startswith("nns_") and name[4:] in FEATURES:
-            return getattr(_plain(type(self)), name[4:]).__get__(self, type(self))
+            return self._feature(name[4:])
         if name.startswith("E_") and name[2:] in module._modules:
             return self._child(name[2:])
         try:
@@ -329,28 +334,56 @@ class Envoy:
             value = getattr(self._module, name)
         return self._wrap(name, value)
 
+    def _reraise(self, name: str) -> None:
+        """Raise the AttributeError of the model that Python has taken for a feature that is missing."""
+        trace = self._tree.trace_at(sys._getframe(2))
+        if trace is not None and isinstance(trace.run.failed, AttributeError):
+            raise trace.run.failed
+        if name not in self._module._modules and not hasattr(self._module, name):
+            raise self._miss(name)
+
+    def _feature(self, name: str) -> Any:
+        """A feature of which a submodule has taken the name."""
+        if name in getattr(type(self), "_hides", ()):
+            _tell_submodule(self, name, 3)
+        return getattr(_plain(type(self)), name).__get__(self, type(self))
+
     def _wrap(self, name: str, value: Any) -> Any:
         if isinstance(value, nn.Module):
-            for path, module in self._module.named_modules():
-                if module is value:
-                    return self.get(path) if path else self
-            return self._tree.envoy(f"{self._path}.{name}", lambda: _make(self._tree, f"{self._path}.{name}", self))
+            for top in (self, self.root):
+                for path, module in top._module.named_modules():
+                    if module is value:
+                        return top.get(path)
+            return self._stray(name, value)
         if inspect.isroutine(value) or type(value).__name__ == "partial":
             return calls.Method(self, name, value)
         return value
+
+    def _stray(self, name: str, module: nn.Module) -> "Envoy":
+        """The envoy of a module that torch does not know as a child."""
+        tree, path = self._tree, f"{self._path}.{name}"
+        trace = tree.trace_at(sys._getframe(3))
+        tree.stray(path, module)
+        if trace is not None:
+            trace.tap(module)
+        found = tree.envoy(path, lambda: _make(tree, path, self))
+        if found._module is not module:
+            found._point(module)
+        return found
 
     def _miss(self, name: str) -> NameMissError:
         aliases = self._tree.names.aliases.get(self._path, {})
         known = [*self._module._modules, *aliases, *FEATURES, *(n for n in dir(self._module) if n[0] != "_")]
         kind = type(self._module).__name__
-        return NameMissError(f"`{self._path}` ({kind}) has no `{name}`.{nearest(name, known)}", name=name, obj=self)
+        near = nearest(name, dict.fromkeys(known))
+        return NameMissError(f"`{spell(self._path)}` ({kind}) has no `{name}`.{near}", name=name, obj=self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OWN:
             self.__dict__[name] = value
         elif isinstance(value, nn.Module):
             setattr(self._module, name, value)
-            self.__dict__.pop(name, None)
+            self._tree.repoint(self._tree.module)
         elif isinstance(getattr(type(self), name, None), property):
             object.__setattr__(self, name, value)
         elif name.startswith("nns_") and name[4:] in FEATURES:
@@ -359,12 +392,14 @@ class Envoy:
             self._set_plain(name, value)
 
     def _set_plain(self, name: str, value: Any) -> None:
+        here = f"`{spell(self._path)}.{name}`"
         if name in FEATURES or name in self._module._modules:
-            raise NameMissError(f"`{self._path}.{name}` cannot be assigned; assign to its `.output` inside a trace.")
-        values = [feature for feature in FEATURES if isinstance(getattr(Envoy, feature, None), property)]
-        near = nearest(name, values)
-        if near and not hasattr(self._module, name) and not name.startswith("_"):
-            raise NameMissError(f"`{self._path}.{name}` is nothing that the model would see.{near}")
+            raise NameMissError(f"{here} cannot be assigned; assign to its `.output` inside a trace.")
+        near = difflib.get_close_matches(name.lower(), VALUES, cutoff=0.8)
+        if near and abs(len(near[0]) - len(name)) < 2 and not hasattr(self._module, name):
+            raise NameMissError(f"{here} is nothing that the model would see. Did you mean `{near[0]}`?")
+        if self._path == self._tree.path:
+            self._tree.state[name] = value
         object.__setattr__(self, name, value)
 
     def __getitem__(self, key: Any) -> Any:
@@ -492,8 +527,11 @@ def _restore(cls: type[Envoy], module: nn.Module, root: str, settings: Any, path
 def _make(tree: Tree, path: str, above: Envoy | None) -> Envoy:
     """The envoy at a path, of the class that the model's `envoys=` gives it."""
     module = tree.find(path)
-    cls = tree.names.envoy_class(path, module, Envoy)
-    envoy: Envoy = object.__new__(cls)
+    root = path == tree.path
+    cls = tree.kind if root else tree.names.envoy_class(path, module, Envoy)
+    envoy: Envoy = object.__new__(cls)  # type: ignore[arg-type]
+    if root:
+        envoy.__dict__.update(tree.state)
     parts = path.split(".")
     aboves = (tree.find(".".join(parts[:n])) for n in range(1, len(parts)))
     fused = above._fused or isinstance(above._module, FUSED) if above is not None else any(
@@ -508,6 +546,9 @@ FUSED = (nn.TransformerEncoderLayer,)
 
 FEATURES = frozenset(name for name in vars(Envoy) if not name.startswith("_") and name != "envoys")
 """The public names of an envoy. A submodule of such a name keeps it; the feature is then `nns_<name>`."""
+
+VALUES = ("output", "input", "inputs")
+"""The features that can be assigned."""
 
 _shadows: dict[tuple[type, frozenset[str]], type] = {}
 
@@ -527,22 +568,27 @@ def _shadowed(cls: type, names: frozenset[str]) -> type:
     return made
 
 
+def _tell_submodule(envoy: Envoy, name: str, level: int) -> None:
+    if f"_told_{name}" in envoy.__dict__:
+        return
+    envoy.__dict__[f"_told_{name}"] = True
+    warnings.warn(
+        f"`{spell(envoy._path)}.{name}` is a submodule. The value of this module is `.nns_{name}`; "
+        f"`.E_{name}` names the submodule without this warning.",
+        InterlaceWarning,
+        stacklevel=level + 1,
+    )
+
+
 def _submodule(name: str) -> property:
     def get(envoy: Envoy) -> Envoy:
-        if f"_told_{name}" not in envoy.__dict__:
-            envoy.__dict__[f"_told_{name}"] = True
-            warnings.warn(
-                f"`{envoy._path}.{name}` is a submodule. The value of this module is `.nns_{name}`; "
-                f"`.E_{name}` names the submodule without this warning.",
-                InterlaceWarning,
-                stacklevel=2,
-            )
+        _tell_submodule(envoy, name, 3)
         return envoy._child(name)
 
     def put(envoy: Envoy, value: Any) -> None:
         raise NameMissError(
-            f"`{envoy._path}.{name}` is a submodule. Assign to `{envoy._path}.nns_{name}` for this module's value, "
-            f"or to `{envoy._path}.{name}.output` for the submodule's."
+            f"`{spell(envoy._path)}.{name}` is a submodule. Assign to `.nns_{name}` for this module's value, or to "
+            f"`.{name}.output` for the submodule's."
         )
 
     return property(get, put, doc=f"The submodule `{name}`.")

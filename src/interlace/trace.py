@@ -49,6 +49,7 @@ class Trace:
         self._run: Run | None = None
         self._steps: Steps | None = None
         self._result: Any = None
+        self._strays: list[Taps] = []
         self._unfused: dict[nn.Module, RemovableHandle] = {}
 
     def __enter__(self) -> "Trace":
@@ -84,7 +85,9 @@ class Trace:
         if taps is None:
             return
         self._tree.closed(self.owner, self)
-        taps.remove()
+        for placed in (taps, *self._strays):
+            placed.remove()
+        self._strays.clear()
         self.owner.frame = None
         for handle in self._unfused.values():
             handle.remove()
@@ -125,6 +128,12 @@ class Trace:
         if self._run is None:
             raise TraceError("This trace is not open: its `with` block has not begun, or is over.")
         return self._run
+
+    def tap(self, module: nn.Module) -> None:
+        """Let a module that the tree has just learned of report in this run."""
+        if not any(module in placed.modules for placed in (self._taps, *self._strays) if placed is not None):
+            self._strays.append(Taps(module.modules()))
+            self._strays[-1].install()
 
     def unfuse(self, module: nn.Module) -> None:
         """Keep torch's fused path from passing over a module below an `nn.TransformerEncoderLayer` in this run.

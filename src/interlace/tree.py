@@ -34,6 +34,9 @@ class Tree:
         shapes: What a scan saw at each module, by path.
         loader: Makes the module with its weights, while only its shape is there.
         extras: Sites that the model itself has no module for, by the name that they have at the root.
+        strays: Modules that torch does not know as children, by the path at which they were reached.
+        kind: The class of the root.
+        state: What was assigned to the root, so that one made again has it.
     """
 
     def __init__(self, module: nn.Module, path: str, names: "Names") -> None:
@@ -44,6 +47,9 @@ class Tree:
         self.shapes: dict[str, Any] = {}
         self.extras: dict[str, nn.Module] = {}
         self.loader: Callable[[], nn.Module] | None = None
+        self.strays: dict[str, nn.Module] = {}
+        self.kind: type[Envoy] | None = None
+        self.state: dict[str, Any] = {}
         self._open: dict[int, list[weakref.ref[Trace]]] = {}
         self._taps: Taps | None = None
         self._leaves: list[dict[str, Any]] = []
@@ -113,7 +119,8 @@ class Tree:
         return taps
 
     def _survey(self) -> Taps:
-        modules = [module for root in (self.module, *self.extras.values()) for module in root.modules()]
+        roots = (self.module, *self.extras.values(), *self.strays.values())
+        modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
         for module in modules:
             if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
                 raise TraceError(
@@ -124,8 +131,9 @@ class Tree:
         self._inner = [(module._modules, tuple(module._modules.values())) for module in modules if module._modules]
         owners = ((module._parameters, name) for module in modules for name in module._parameters)
         self._parameter = next(((held, name) for held, name in owners if held[name] is not None), None)
+        self._follow()
         if self._taps is not None:
-            self.repoint(self.module)
+            self.names.settle(self)
         self._taps = Taps(modules)
         return self._taps
 
@@ -161,16 +169,29 @@ class Tree:
         """Let the envoys that exist stand for the modules of the same names under another root."""
         self.module = module
         self._parameter = None
+        self._follow()
+        self.names.settle(self)
+        self._taps = None
+
+    def _follow(self) -> None:
+        """Let every envoy stand for the module that now has its name; forget those whose name is gone."""
         for path, envoy in sorted(self.envoys.items()):
             try:
-                envoy._point(self.find(path))
+                module = self.find(path)
             except (AttributeError, KeyError):
                 self.envoys.pop(path, None)
                 above = self.envoys.get(path.rpartition(".")[0])
                 if above is not None:
                     above.__dict__.pop(path.rpartition(".")[2], None)
-        self.names.settle(self)
-        self._taps = None
+            else:
+                if envoy._module is not module:
+                    envoy._point(module)
+
+    def stray(self, path: str, module: nn.Module) -> None:
+        """Know a module that torch does not know as a child of the one that led to it."""
+        if self.strays.get(path) is not module:
+            self.strays[path] = module
+            self._taps = None
 
     def envoy(self, path: str, make: Callable[[], "Envoy"]) -> "Envoy":
         """The envoy at a path; made when nobody holds one."""
