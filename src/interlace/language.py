@@ -1,31 +1,45 @@
 """Language models of Hugging Face: loading, prompts, generation.
 
-Loading and generating are transformers'; everything that `from_pretrained` and `generate` accept passes through. Weights
-stay on the meta device until something runs. This is the only module of the library that knows transformers.
+Loading and generating are transformers'; what `from_pretrained` and `generate` accept passes through. Weights
+stay on the meta device until something runs. This is the only module that knows transformers.
 """
 
+import copy
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
+from interlace.calls import Function, resolve
+from interlace.envoy import Envoy
 from interlace.errors import InputError, InterlaceWarning
 from interlace.model import Model
 from interlace.prompts import encode, pad_labels, position_ids
 from interlace.rename import Aliases
+from interlace.switch import carried
 
-HUB = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "trust_remote_code", "force_download")
-"""What of `from_pretrained`'s arguments also says where a config and a tokenizer are found."""
+if TYPE_CHECKING:
+    from interlace.tree import Tree
+
+HUB = (
+    "revision", "cache_dir", "token", "subfolder", "local_files_only", "trust_remote_code", "force_download",
+    "proxies", "gguf_file",
+)  # fmt: skip
+"""What of `from_pretrained`'s arguments also says where a tokenizer is found."""
+
+COMPILED = ("static", "hybrid", "sliding_window", "hybrid_chunked", "offloaded_static", "offloaded_hybrid")
+"""Caches for which `generate` compiles the model, where the device allows it."""
 
 
 class Streamed(nn.Module):
-    """The site of the tokens of a generation, as each is sampled: `model.generator.streamer.output`."""
+    """The site of the tokens of a generation, one `batch` a step: `model.generator.streamer.output`."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Pass the tokens through."""
@@ -45,13 +59,16 @@ class Generator(nn.Module):
 
 
 class _Streamer(BaseStreamer):  # type: ignore[misc]
-    """Hands each sampled token to the streamer's site, and to a streamer of the user's own."""
+    """Hands the tokens of each step to the streamer's site; a streamer of the user's own gets all."""
 
     def __init__(self, site: Streamed, other: Any) -> None:
         self.site, self.other = site, other
+        self.started = False
 
     def put(self, value: torch.Tensor) -> None:
-        value = self.site(value)
+        if self.started:
+            value = self.site(value)
+        self.started = True  # what comes first is the prompt
         if self.other is not None:
             self.other.put(value)
 
@@ -88,7 +105,7 @@ class LanguageModel(Model):
 
     def __init__(
         self,
-        model: str | nn.Module,
+        model: str | Path | nn.Module,
         *,
         tokenizer: Any = None,
         tokenizer_kwargs: Mapping[str, Any] | None = None,
@@ -97,106 +114,161 @@ class LanguageModel(Model):
         envoys: Any = None,
         **kwargs: Any,
     ) -> None:
-        own = self.__dict__
-        self.__dict__["tokenizer"] = tokenizer
-        ready = isinstance(model, nn.Module)
-        module = model if ready else self._empty(model, kwargs, dict(tokenizer_kwargs or {}))
+        loader = None
+        if isinstance(model, nn.Module):
+            if kwargs:
+                raise TypeError(f"A model that is ready is not loaded, so it takes no {', '.join(kwargs)}.")
+            module = model
+        else:
+            source = str(model)
+            loader = partial(AutoModelForCausalLM.from_pretrained, source, **kwargs)
+            module = _empty(source, kwargs)
+            if tokenizer is None:
+                hub = {name: kwargs[name] for name in HUB if name in kwargs}
+                tokenizer = AutoTokenizer.from_pretrained(source, **{**hub, **(tokenizer_kwargs or {})})
         super().__init__(module, rename, envoys)
-        if not ready:
-            self._tree.loader = partial(AutoModelForCausalLM.from_pretrained, model, **kwargs)
-        self._tree.extras["generator"] = Generator()
-        self._set_pad_token()
+        self._tree.loader = loader
+        self.tokenizer = tokenizer
+        if tokenizer is not None and tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
         if dispatch:
             self.dispatch()
 
-    # -- loading ------------------------------------------------------------------------------------------------
+    # -- loading ------------------------------------------------------------------------------------------
 
-    def _empty(self, source: str, kwargs: dict[str, Any], tokenizer_kwargs: dict[str, Any]) -> nn.Module:
-        """The model without weights, on the meta device."""
-        hub = {name: kwargs[name] for name in HUB if name in kwargs}
-        config = kwargs.get("config") or AutoConfig.from_pretrained(source, **hub)
-        if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
-            raise InputError(
-                f"{source!r} is a {type(config).__name__}, which transformers does not load as a causal language "
-                "model.\nLoad it with its own class and wrap that: `il.Model(AutoModel...from_pretrained(...))`."
-            )
-        if self.__dict__["tokenizer"] is None:
-            self.__dict__["tokenizer"] = AutoTokenizer.from_pretrained(source, **hub, **tokenizer_kwargs)
-        given = {name: kwargs[name] for name in ("attn_implementation", "trust_remote_code") if name in kwargs}
-        with torch.device("meta"):
-            module: nn.Module = AutoModelForCausalLM.from_config(config, **given)
-        return module.eval()
+    def _stand(self, tree: "Tree", module: nn.Module, path: str, fused: bool) -> None:
+        tree.extras.setdefault("generator", Generator())
+        super()._stand(tree, module, path, fused)
 
     def dispatch(self) -> "LanguageModel":
-        """Load the weights, if they are not there yet."""
+        """Load the weights, if they are not there yet. The first run does it by itself."""
         self._tree.load()
         return self
 
-    def _set_pad_token(self) -> None:
-        tokenizer = self.tokenizer
-        if tokenizer is not None and getattr(tokenizer, "pad_token", None) is None:
-            tokenizer.pad_token = tokenizer.eos_token
+    def __copy__(self) -> Envoy:
+        self.dispatch()  # or each would load weights of its own
+        return super().__copy__()
 
-    # -- input --------------------------------------------------------------------------------------------------
+    def __reduce__(self) -> Any:
+        self.dispatch()
+        return super().__reduce__()
+
+    # -- input --------------------------------------------------------------------------------------------
 
     def _prepare_input(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Token ids, attention mask and position ids of prompts; everything else passes through."""
-        args, kwargs = self._encoded(args, kwargs)
-        if kwargs.get("input_ids") is not None and "position_ids" not in kwargs and not args:
-            mask = kwargs.get("attention_mask")
-            if mask is not None and self._takes("position_ids") and not bool(mask.all()):
-                kwargs["position_ids"] = position_ids(mask)
-        return args, kwargs
-
-    def _encoded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        kwargs = dict(kwargs)
-        if args:
-            encoding = encode(args[0], self.tokenizer)
-            labels = kwargs.get("labels")
-            if labels is not None:
-                kwargs["labels"] = pad_labels(labels, encoding["input_ids"], self.tokenizer)
-            return (), {**dict(zip(self._positional(), args[1:], strict=False)), **encoding, **kwargs}
-        if not any(kwargs.get(name) is not None for name in ("input_ids", "inputs_embeds", "inputs")):
+        kwargs = self._encoded(args, kwargs)
+        if not any(kwargs.get(name) is not None for name in ("input_ids", "inputs_embeds")):
             raise InputError(
                 f"There is nothing to run on: {', '.join(kwargs) or 'no arguments'}.\n"
                 f'Write `{self._path}.trace("some text")`, or give `input_ids=` or `inputs_embeds=`.'
             )
-        return args, kwargs
+        mask = kwargs.get("attention_mask")
+        if (
+            kwargs.get("position_ids") is None
+            and mask is not None
+            and _hides(mask)
+            and "position_ids" in self._takes()
+        ):
+            given = kwargs.get("input_ids")
+            given = kwargs["inputs_embeds"] if given is None else given
+            kwargs = {**kwargs, "position_ids": position_ids(mask)[:, -given.shape[1] :]}
+        return (), kwargs
 
-    def _positional(self) -> list[str]:
-        names = list(inspect.signature(self._module.forward).parameters)
-        return names[1:]
+    def _function_input(self, fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Another function gets token ids for a prompt if it takes them; positions are its own."""
+        names = inspect.signature(resolve(self, fn)).parameters
+        if fn != "generate" and "input_ids" not in names:
+            return args, kwargs
+        if args and isinstance(args[0], torch.Tensor) and args[0].ndim > 1:
+            return args, kwargs  # `generate` finds the padding itself
+        return (), self._encoded(args, kwargs)
 
-    def _takes(self, name: str) -> bool:
-        return name in inspect.signature(self._module.forward).parameters
+    def _encoded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A call's arguments by name, with the prompt, if there is one, as token ids."""
+        if not args or args[0] is None:
+            return kwargs
+        encoding = encode(args[0], self.tokenizer)
+        if kwargs.get("labels") is not None:
+            kwargs = {**kwargs, "labels": pad_labels(kwargs["labels"], encoding["input_ids"], self.tokenizer)}
+        more = dict(zip(self._takes()[1:], args[1:], strict=False)) if len(args) > 1 else {}
+        return {**encoding, **more, **kwargs}
 
-    # -- generation ---------------------------------------------------------------------------------------------
+    def _parameters(self) -> list[str]:
+        """The names of what the model's own call takes."""
+        return list(inspect.signature(self._module.forward).parameters)
+
+    # -- generation ---------------------------------------------------------------------------------------
 
     def __interlace_generate__(self, *args: Any, **kwargs: Any) -> Any:
-        """What `model.generate(...)` runs: transformers' own, with its tokens reported to the generator's sites."""
-        generator: Any = self._tree.extras["generator"]
-        if kwargs.get("num_beams", 1) in (1, None) and not kwargs.get("assistant_model"):
-            kwargs["streamer"] = _Streamer(generator.streamer, kwargs.pop("streamer", None))
-        if not kwargs.get("disable_compile"):
-            if kwargs.get("cache_implementation") in ("static", "hybrid", "sliding_window"):
-                warnings.warn(
-                    "A traced generation runs uncompiled: a compiled model cannot be read.", InterlaceWarning, stacklevel=2
-                )
-            kwargs["disable_compile"] = True
+        """Transformers' own `generate`; in a trace its tokens pass the generator's sites."""
         module: Any = self._module
+        if carried() is None:
+            return module.generate(*args, **kwargs)
+        generator: Any = self._tree.extras["generator"]
+        if self._generation("num_beams", kwargs) in (None, 1):
+            kwargs["streamer"] = _Streamer(generator.streamer, kwargs.get("streamer"))
+        if not self._generation("disable_compile", kwargs):
+            self._uncompiled(kwargs)
         return generator(module.generate(*args, **kwargs))
 
-    def _function_input(self, fn: str | Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Input of another method than the model's own call: a prompt where it takes token ids, else as it is.
+    def _generation(self, name: str, kwargs: Mapping[str, Any]) -> Any:
+        """A setting of a generation, from where transformers takes it."""
+        places = (kwargs.get("generation_config"), getattr(self._module, "generation_config", None))
+        found = (kwargs.get(name), *(getattr(place, name, None) for place in places))
+        return next((value for value in found if value is not None), None)
 
-        Position ids are that method's to make.
-        """
-        taken = inspect.signature(fn if callable(fn) else getattr(self._module, fn)).parameters
-        if not {"input_ids", "inputs"} & set(taken):
-            return args, kwargs
-        return self._encoded(args, kwargs)
+    def _uncompiled(self, kwargs: dict[str, Any]) -> None:
+        """Switch compilation off for this call, and say so once if it might have been on."""
+        cache, kind = kwargs.get("past_key_values"), self._generation("cache_implementation", kwargs)
+        compiled = kind in COMPILED or getattr(cache, "is_compileable", False)
+        if compiled and "_told_uncompiled" not in self.__dict__:
+            self.__dict__["_told_uncompiled"] = True
+            message = "A traced generation runs uncompiled: nothing can be read inside a compiled model."
+            warnings.warn(message, InterlaceWarning, stacklevel=2)
+        if kwargs.get("generation_config") is None:
+            kwargs["disable_compile"] = True
+        else:
+            kwargs["generation_config"] = copy.copy(kwargs["generation_config"])
+            kwargs["generation_config"].disable_compile = True
 
     @property
     def config(self) -> Any:
         """The model's configuration."""
         return self._module.config
+
+
+def _empty(source: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """The model that `from_pretrained` would make, without weights, on the meta device."""
+    config = kwargs.get("config")
+    if config is None or isinstance(config, (str, Path)):
+        skipped = {"config", "quantization_config", "device_map"}
+        skipped |= {name for name in ("dtype", "torch_dtype") if kwargs.get(name) == "auto"}
+        given = {name: value for name, value in kwargs.items() if name not in skipped}
+        config, _ = AutoConfig.from_pretrained(str(config or source), return_unused_kwargs=True, **given)
+    _check(source, config)
+    passed = {n: kwargs[n] for n in ("attn_implementation", "trust_remote_code") if n in kwargs}
+    with torch.device("meta"):
+        module: nn.Module = AutoModelForCausalLM.from_config(copy.deepcopy(config), **passed)
+    return module.eval()
+
+
+def _check(source: str, config: Any) -> None:
+    """Refuse what is no causal language model, and say what to write instead."""
+    if config.is_encoder_decoder:
+        kind, auto = "an encoder-decoder model", "AutoModelForSeq2SeqLM"
+    elif any(getattr(config, f"{part}_config", None) is not None for part in ("vision", "audio")):
+        kind, auto = "a multimodal model", "AutoModelForImageTextToText"
+    elif type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
+        kind, auto = "no causal language model", "AutoModel"
+    else:
+        return
+    raise InputError(
+        f"{source!r} ({type(config).__name__}) is {kind}; a LanguageModel continues text.\n"
+        f"Write `il.Model(transformers.{auto}.from_pretrained({source!r}))`, and call it with what it takes."
+    )
+
+
+def _hides(mask: Any) -> bool:
+    """Whether an attention mask of the shape `batch pos` hides anything."""
+    return isinstance(mask, torch.Tensor) and mask.ndim == 2 and not bool(mask.all())

@@ -1,7 +1,7 @@
 """What a prompt may be, and the token ids that it becomes.
 
-Text, lists of text, token ids (ragged too), tensors, encodings of a tokenizer, and chat messages. Batches are padded on
-the left, so that the last position of every row is the last token of its prompt.
+Text, lists of text, token ids (ragged too), tensors, encodings of a tokenizer, and chat messages. Batches are
+padded on the left, so that the last position of every row is the last token of its prompt.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,46 +19,88 @@ def encode(prompt: Any, tokenizer: Any) -> dict[str, Any]:
         InputError: The prompt is empty, cannot be read, or needs a tokenizer that is not there.
     """
     if isinstance(prompt, Mapping):
-        if not any(name in prompt for name in ("input_ids", "inputs_embeds")):
-            raise InputError(f"A mapping as prompt needs `input_ids`; it has {', '.join(map(str, prompt)) or 'nothing'}.")
-        return {name: torch.as_tensor(v) if isinstance(v, list) else v for name, v in prompt.items()}
-    if isinstance(prompt, torch.Tensor):
-        return _tensor(prompt)
+        return _mapping(prompt, tokenizer)
     if isinstance(prompt, str):
         return _text([prompt], tokenizer)
-    if isinstance(prompt, Sequence) and len(prompt):
-        return _sequence(prompt, tokenizer)
     if isinstance(prompt, Sequence):
-        raise InputError("The prompt is an empty list; give at least one text or one token id.")
+        return _sequence(prompt, tokenizer)
+    if hasattr(prompt, "__array__"):
+        return _tensor(torch.as_tensor(prompt))
     raise InputError(
-        f"A prompt is text, a list of texts, token ids, a tensor, an encoding or chat messages, not {type(prompt).__name__}."
+        "A prompt is text, a list of texts, token ids, a tensor, an encoding or chat messages, "
+        f"not {type(prompt).__name__}."
     )
 
 
 def _sequence(prompt: Sequence[Any], tokenizer: Any) -> dict[str, Any]:
+    if not prompt:
+        raise InputError("The prompt is an empty list; give at least one text or one token id.")
     first = prompt[0]
     if isinstance(first, str):
         return _text(list(prompt), tokenizer)
     if isinstance(first, Mapping):
+        return _chat([prompt], tokenizer)
+    if isinstance(first, Sequence) and first and isinstance(first[0], Mapping):
         return _chat(prompt, tokenizer)
-    if isinstance(first, int):
-        return _rows([list(prompt)], tokenizer)
-    if isinstance(first, torch.Tensor):
-        return _rows([row.tolist() for row in prompt], tokenizer)
-    if isinstance(first, Sequence) and len(first) and isinstance(first[0], Mapping):
-        return _chat(prompt, tokenizer)
-    if isinstance(first, Sequence):
-        return _rows([list(row) for row in prompt], tokenizer)
-    raise InputError(f"A list of {type(first).__name__} is no prompt; give texts, token ids or chat messages.")
+    if isinstance(first, Sequence) or getattr(first, "ndim", 0) > 0:
+        return _rows([_listed(row) for row in prompt], tokenizer)
+    return _rows([_listed(prompt)], tokenizer)
+
+
+def _listed(row: Any) -> list[int]:
+    """One prompt's token ids."""
+    ids = row.tolist() if hasattr(row, "tolist") else row
+    if not isinstance(ids, Sequence) or isinstance(ids, str):
+        raise InputError(f"A list of prompts holds texts only, or token ids only; {row!r} stands in it.")
+    found = [token.item() if hasattr(token, "item") else token for token in ids]
+    for token in found:
+        if not isinstance(token, int):
+            raise InputError(
+                f"Token ids are whole numbers, not {token!r}; for embeddings give `inputs_embeds=`."
+            )
+    return found
 
 
 def _tensor(ids: torch.Tensor) -> dict[str, Any]:
-    if ids.ndim == 0 or ids.numel() == 0:
-        raise InputError(f"A tensor of token ids has the shape (pos) or (batch, pos), not {tuple(ids.shape)}.")
+    if ids.ndim not in (1, 2) or ids.numel() == 0:
+        raise InputError(
+            f"A tensor of token ids has the shape (pos) or (batch, pos), not {tuple(ids.shape)}."
+        )
     if ids.is_floating_point():
-        raise InputError(f"Token ids are whole numbers, not {ids.dtype}. For embeddings give `inputs_embeds=`.")
+        raise InputError(
+            f"Token ids are whole numbers, not {ids.dtype}. For embeddings give `inputs_embeds=`."
+        )
     ids = ids if ids.ndim > 1 else ids[None]
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _mapping(encoding: Mapping[Any, Any], tokenizer: Any) -> dict[str, Any]:
+    """An encoding of a tokenizer; its lists, ragged ones too, become tensors."""
+    if not any(name in encoding for name in ("input_ids", "inputs_embeds")):
+        raise InputError(
+            f"A mapping as prompt needs `input_ids`; it has {', '.join(map(str, encoding)) or 'nothing'}.\n"
+            "Chat messages come in a list: `[{'role': 'user', 'content': ...}]`."
+        )
+    fills = {"input_ids": _pad(tokenizer), "labels": -100}
+    found = {
+        name: _padded(value, fills.get(name, 0)) if isinstance(value, list) else value
+        for name, value in encoding.items()
+    }
+    ids = encoding.get("input_ids")
+    if isinstance(ids, list):
+        found = {**_sequence(ids, tokenizer), **{n: v for n, v in found.items() if n != "input_ids"}}
+    for name in ("input_ids", "attention_mask", "token_type_ids", "labels"):
+        if isinstance(found.get(name), torch.Tensor) and found[name].ndim == 1:
+            found[name] = found[name][None]
+    return found
+
+
+def _padded(rows: list[Any], fill: int) -> torch.Tensor:
+    """A list of numbers, or of such lists, as a tensor that is filled on the left."""
+    if not any(isinstance(row, list) for row in rows):
+        return torch.as_tensor(rows)
+    longest = max(map(len, rows))
+    return torch.tensor([[fill] * (longest - len(row)) + row for row in rows])
 
 
 def _needed(tokenizer: Any) -> Any:
@@ -83,29 +125,34 @@ def _text(texts: list[Any], tokenizer: Any) -> dict[str, Any]:
     return _rows(encoded["input_ids"], tokenizer)
 
 
-def _chat(messages: Sequence[Any], tokenizer: Any) -> dict[str, Any]:
+def _chat(chats: Sequence[Any], tokenizer: Any) -> dict[str, Any]:
     if getattr(_needed(tokenizer), "chat_template", None) is None:
-        raise InputError("This tokenizer has no chat template. Set `tokenizer.chat_template`, or pass plain text.")
-    several = list(messages) if not isinstance(messages[0], Mapping) else [messages]
-    texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in several]
+        raise InputError("This tokenizer has no chat template. Set `tokenizer.chat_template`, or pass text.")
+    texts = []
+    for chat in chats:
+        begun = chat[-1].get("role") == "assistant"  # an answer that the model is to continue
+        how = {"add_generation_prompt": not begun, "continue_final_message": begun}
+        texts.append(tokenizer.apply_chat_template(list(chat), tokenize=False, **how))
     return _rows(tokenizer(texts, add_special_tokens=False)["input_ids"], tokenizer)
+
+
+def _pad(tokenizer: Any) -> int:
+    """The id that fills a row; the mask hides it, so any will do for a model without tokenizer."""
+    pad = getattr(tokenizer, "pad_token_id", None)
+    return 0 if pad is None else int(pad)
 
 
 def _rows(rows: list[list[int]], tokenizer: Any) -> dict[str, Any]:
     """Pad on the left."""
-    if any(not row for row in rows):
+    if not all(rows):
         raise InputError("A prompt has no token ids.")
-    longest = max(map(len, rows))
-    pad = getattr(tokenizer, "pad_token_id", None)
-    pad = 0 if pad is None else pad
-    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask}
+    mask = [[1] * len(row) for row in rows]
+    return {"input_ids": _padded(rows, _pad(tokenizer)), "attention_mask": _padded(mask, 0)}
 
 
 def position_ids(mask: torch.Tensor) -> torch.Tensor:
     """The position of each token in its own prompt, whatever its padding: `batch pos`."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return torch.clamp(mask.long().cumsum(-1) - 1, min=0)
 
 
 def pad_labels(labels: Any, ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
@@ -113,7 +160,7 @@ def pad_labels(labels: Any, ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
     if isinstance(labels, torch.Tensor):
         return labels
     rows = encode(labels, tokenizer)
-    found = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100)
+    found: torch.Tensor = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100)
     if found.shape != ids.shape:
         raise InputError(f"The labels have the shape {tuple(found.shape)}, the token ids {tuple(ids.shape)}.")
     return found
