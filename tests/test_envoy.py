@@ -1,5 +1,7 @@
 """The tree of envoys mirrors the tree of modules: navigation, names, calls of methods, moving, printing."""
 
+# ruff: noqa: B018, E501, SIM117
+
 import copy
 import gc
 import pickle
@@ -70,7 +72,7 @@ def test_several_trees_of_one_model_are_independent(net: Transformer) -> None:
     one, two = il.Model(net), il.Model(net, rename={"h": "layers"})
     assert one.h is not two.h
     with pytest.raises(AttributeError):
-        one.layers  # noqa: B018
+        one.layers
     with one.trace(ids()):
         first = one.h[0].output[0]
         with two.trace(ids()):
@@ -102,7 +104,7 @@ def test_an_envoy_keeps_no_cycle() -> None:
     try:
         net = Transformer()
         model = il.Model(net)
-        model.h[0].mlp.parent.parent.root  # noqa: B018
+        model.h[0].mlp.parent.parent.root
         repr(model)
         dead = weakref.ref(net), weakref.ref(model)
         del net, model
@@ -191,7 +193,7 @@ def test_a_misspelt_name_names_the_nearest(model: il.Model, name: str, near: str
 def test_a_misspelt_name_in_a_trace_leaves_the_model_usable(net: Transformer, model: il.Model) -> None:
     """S-12, bad input."""
     with pytest.raises(NameMissError, match="has no `atn`"), model.trace(ids()):
-        model.h[0].atn.output  # noqa: B018
+        model.h[0].atn.output
     with model.trace(ids()):
         logits = model.output.logits
     assert torch.equal(logits, net(ids()).logits)
@@ -285,18 +287,18 @@ def test_a_submodule_named_output_keeps_its_name() -> None:
 def test_a_submodule_named_output_warns_once() -> None:
     """S-07: at the first access of either; `E_output` does not."""
     model = il.Model(Bert())
-    model.E_output  # noqa: B018
+    model.E_output
     with pytest.warns(
         InterlaceWarning, match=r"`model\.output` is a submodule.*`\.nns_output`.*`\.E_output`"
     ):
-        model.output  # noqa: B018
-    model.output  # noqa: B018
+        model.output
+    model.output
     again = il.Model(Bert())
     with (
         pytest.warns(InterlaceWarning, match=r"`model\.output` is a submodule"),
         again.trace(torch.ones(1, 3)),
     ):
-        again.nns_output  # noqa: B018
+        again.nns_output
 
 
 @pytest.mark.filterwarnings("ignore::interlace.errors.InterlaceWarning")
@@ -562,7 +564,7 @@ def test_repr_shows_shapes_after_a_scan(net: Transformer, model: il.Model) -> No
     model._tree.shapes["model.ln_f"] = silent
     assert model.ln_f.output is None
     with pytest.raises(OutsideTraceError, match=r"`model\.embed\.output`"):
-        model.embed.output  # noqa: B018
+        model.embed.output
 
 
 def test_dir_lists_children_features_and_aliases(net: Transformer) -> None:
@@ -711,7 +713,7 @@ def test_an_attribute_error_of_the_model_is_its_own(model: il.Model) -> None:
         pytest.raises(AttributeError, match="'Tensor' object has no attribute 'nothing'"),
         broken.trace(torch.ones(1)),
     ):
-        broken[0].output  # noqa: B018
+        broken[0].output
     with pytest.raises(AttributeError, match="'nothing'"), broken.trace(torch.ones(1)):
         broken[0].output = torch.ones(1)
 

@@ -8,7 +8,7 @@ import difflib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,7 +67,11 @@ class Envoy:
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"An envoy stands for a torch.nn.Module, not for {type(module).__name__}.")
-        names = Names(rename, type(self).envoys if envoys is None else envoys, FEATURES)
+        envoys = type(self).envoys if envoys is None else envoys
+        for cls in envoys.values() if isinstance(envoys, Mapping) else [envoys] if envoys is not None else []:
+            if not (isinstance(cls, type) and issubclass(cls, Envoy)):
+                raise TypeError(f"`envoys=` takes subclasses of Envoy, not {getattr(cls, '__name__', cls)}.")
+        names = Names(rename, envoys, FEATURES)
         tree = Tree(module, path, names)
         tree.kind = type(self)
         self._stand(tree, module, path, False)

@@ -4,6 +4,7 @@ A key says where: a child's name wherever it occurs, a dotted path (a leading do
 path with `*` for one component, or a module class. `Names` settles both maps against a tree of modules.
 """
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,7 @@ class Names:
         if self.rename:
             hits = {key: self._settle(key, known) for key in self.rename}
             _warn_unmatched("rename", hits, known)
+            self._refuse_hiding(tree, dict(known))
         if self.classes:
             used = {key: any(self._class_key(key, path.split("."), m) for path, m in known) for key in self.classes}
             _warn_unmatched("envoys", used, known)
@@ -97,6 +99,16 @@ class Names:
         if held.setdefault(alias, target) != target:
             raise RenameError(f"The alias `{alias}` stands for both `{path}.{held[alias]}` and `{path}.{target}`.")
 
+    def _refuse_hiding(self, tree: "Tree", known: Mapping[str, nn.Module]) -> None:
+        """No alias may hide what an envoy class of the user's has."""
+        for path, held in self.aliases.items():
+            cls = tree.kind if path == tree.path else self.envoy_class(path, known[path], object)
+            for alias, target in held.items():
+                if cls is not None and hasattr(cls, alias):
+                    raise RenameError(
+                        f"The alias `{alias}` for `{path}.{target}` would hide `{cls.__name__}.{alias}` at `{path}`."
+                    )
+
     def envoy_class(self, path: str, module: nn.Module, default: type) -> type:
         """The envoy class of a module: the most specific key wins, the longest path first, then classes."""
         if self.every is not None:
@@ -135,10 +147,19 @@ def _show(key: Key) -> str:
     return f"`{key.__name__}`" if isinstance(key, type) else f"{key!r}"
 
 
+def _outside() -> int:
+    """How many frames up from the caller the code of the user is."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("interlace."):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def _warn_unmatched(option: str, hits: Mapping[Key, bool], known: list[tuple[str, nn.Module]]) -> None:
     if any(hits.values()):
         return
-    names = {part for path, _ in known for part in path.split(".")} | {path.partition(".")[2] for path, _ in known}
+    paths = [path.partition(".")[2] for path, _ in known]
+    names = dict.fromkeys([*paths, *(part for path in paths for part in path.split("."))])
     near = "".join(nearest(key.strip("."), names) for key in hits if isinstance(key, str))
     shown = ", ".join(_show(key) for key in hits)
-    warnings.warn(f"No key of `{option}=` matches a module: {shown}.{near}", InterlaceWarning, stacklevel=6)
+    warnings.warn(f"No key of `{option}=` matches a module: {shown}.{near}", InterlaceWarning, stacklevel=_outside())
