@@ -1,8 +1,9 @@
 """torch's ambient state, which belongs to the thread, kept apart for the two sides of a trace.
 
-Grad mode, inference mode, autocast, function modes (the default device is one), dispatch modes and saved-tensor hooks
-live in thread-local storage of torch. When the model pauses, the block must find its own; when it goes on, the model
-must. `read` is cheap and says `None` nearly always: everything but grad mode is at rest. `swap` does the rest.
+Grad mode, inference mode, autocast, function modes (the default device is one), dispatch modes and
+saved-tensor hooks live in thread-local storage of torch. When the model pauses, the block must find its own;
+when it goes on, the model must. `read` is cheap and says `None` nearly always: everything but grad mode is at
+rest. `swap` does the rest.
 
 Process-wide settings (random state, default dtype, anomaly mode) are shared by both sides, as with hooks.
 """
@@ -28,6 +29,20 @@ _push_hooks = torch._C._autograd._push_saved_tensors_default_hooks
 _pop_hooks = torch._C._autograd._pop_saved_tensors_default_hooks
 transform = torch._C._functorch.peek_interpreter_stack
 _set_grad = torch._C._set_grad_enabled
+_default_device = torch._GLOBAL_DEVICE_CONTEXT
+
+
+def _autocast_at_rest() -> tuple[tuple[str, bool, torch.dtype], ...]:
+    found = []
+    for kind in ("cpu", "cuda", "mps", "xpu", "hpu"):
+        try:
+            found.append((kind, False, torch.get_autocast_dtype(kind)))
+        except RuntimeError:  # this torch knows no autocast for it
+            continue
+    return tuple(found)
+
+
+_AT_REST = _autocast_at_rest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +56,7 @@ class Ambient:
     functions: tuple[Any, ...]
     dispatches: tuple[Any, ...]
     hooks: tuple[Any, ...]
+    device: Any
 
 
 def read() -> "Ambient | bool":
@@ -54,21 +70,15 @@ def _read_all() -> Ambient:
     return Ambient(
         _grad(),
         _inference(),
-        tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _devices()),
+        tuple(
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind, _, _ in _AT_REST
+        ),
         torch.is_autocast_cache_enabled(),
-        tuple(function_modes()),
+        tuple(function_modes()),  # type: ignore[no-untyped-call]
         tuple(dispatch_modes()),
         _hooks(),
+        getattr(_default_device, "device_context", None),
     )
-
-
-def _devices() -> tuple[str, ...]:
-    found = ["cpu"]
-    if torch.cuda.is_available():
-        found.append("cuda")
-    if torch.backends.mps.is_available():
-        found.append("mps")
-    return tuple(found)
 
 
 def _hooks() -> tuple[Any, ...]:
@@ -88,34 +98,24 @@ def _clear_hooks() -> tuple[Any, ...]:
 
 
 def _full(state: "Ambient | bool") -> Ambient:
-    if isinstance(state, Ambient):
-        return state
-    at_rest = tuple((kind, False, torch.get_autocast_dtype(kind)) for kind in _devices())
-    return Ambient(state, False, at_rest, True, (), (), ())
+    return state if isinstance(state, Ambient) else Ambient(state, False, _AT_REST, True, (), (), (), None)
 
 
-def swap(now: "Ambient | bool", then: "Ambient | bool", guard: Any = None) -> Any:
-    """Replace the state `now` of this thread by `then`.
-
-    Inference mode can only be entered by a guard that is left again: the guard that a swap returns goes to the swap
-    that undoes it.
-    """
+def swap(now: "Ambient | bool", then: "Ambient | bool") -> None:
+    """Replace the state `now` of this thread by `then`."""
     if isinstance(now, bool) and isinstance(then, bool):
         _set_grad(then)
-        return None
+        return
     old, new = _full(now), _full(then)
     _replace_modes(old.functions, new.functions, pop_function_mode, push_function_mode)
     _replace_modes(old.dispatches, new.dispatches, pop_dispatch_mode, push_dispatch_mode)
+    _default_device.device_context = new.device
     if old.hooks != new.hooks:
         _clear_hooks()
         for pair in new.hooks:
             _push_hooks(*pair)
-    if guard is not None:
-        guard.__exit__(None, None, None)
-        guard = None
-    elif old.inference != new.inference:
-        guard = torch._C._InferenceMode(new.inference)
-        guard.__enter__()
+    if old.inference != new.inference:
+        _set_inference(new.inference)
     if old.autocast != new.autocast:
         for kind, enabled, dtype in new.autocast:
             torch.set_autocast_enabled(kind, enabled)
@@ -123,7 +123,20 @@ def swap(now: "Ambient | bool", then: "Ambient | bool", guard: Any = None) -> An
     if old.autocast_cache != new.autocast_cache:
         torch.set_autocast_cache_enabled(new.autocast_cache)
     _set_grad(new.grad)
-    return guard
+
+
+def _set_inference(mode: bool) -> None:
+    """Switch inference mode for good, though torch has only guards, which restore when left what they found.
+
+    The second guard finds what the first one set. Leaving the first and then the second ends in that state,
+    and holds nothing that would undo it later, when each side has entered and left guards of its own.
+    """
+    first: Any = torch._C._InferenceMode(mode)
+    first.__enter__()
+    second: Any = torch._C._InferenceMode(mode)
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
 
 
 def _replace_modes(old: tuple[Any, ...], new: tuple[Any, ...], pop: Any, push: Any) -> None:
@@ -138,6 +151,6 @@ def _replace_modes(old: tuple[Any, ...], new: tuple[Any, ...], pop: Any, push: A
 
 
 def functorch_level() -> int:
-    """How many transforms of `torch.func` are running on this thread's stack; no pause can happen inside one."""
-    top = transform()
+    """How many transforms of `torch.func` run on this thread's stack; no pause can happen inside one."""
+    top: Any = transform()
     return 0 if top is None else int(top.level())

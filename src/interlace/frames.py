@@ -1,7 +1,7 @@
-"""What depends on the interpreter's frames and bytecode: who owns a trace, and whether a `with` follows a call.
+"""What depends on the interpreter's frames and bytecode: who owns a trace, whether a `with` follows a call.
 
-A trace belongs to the frame in which its `with` stands, and a request goes to the trace whose owner is nearest on the
-asker's own stack. Nothing else in the library looks at frames, opcodes or source.
+A trace belongs to the frame in which its `with` stands, and a request goes to the trace whose owner is
+nearest on the asker's own stack. Nothing else in the library looks at frames, opcodes or source.
 """
 
 import contextlib
@@ -16,28 +16,29 @@ _PARKED = 0x20 | 0x80 | 0x200
 
 
 class Owner:
-    """The frame that a trace belongs to.
+    """The frame that a trace belongs to, known by its address and code.
 
-    A frame that can be parked (a generator's) must not be kept alive by the trace that it holds, so it is known by its
-    address and code; any other is held, so that its address cannot be used again.
+    It is not held: its locals hold the trace, and the two would keep each other alive where a trace is never
+    left.
     """
 
-    __slots__ = ("code", "frame", "key")
+    __slots__ = ("code", "key")
 
     def __init__(self, frame: FrameType) -> None:
         self.key = id(frame)
         self.code: CodeType = frame.f_code
-        self.frame = None if frame.f_code.co_flags & _PARKED else frame
 
 
 def owner(frame: FrameType) -> Owner:
     """The owner of a trace that is entered from `frame`.
 
-    It is the first frame outward that is not contextlib's, not an `__enter__` of the user's own, and not a generator
-    that contextlib drives: there stands the `with` that the reader sees.
+    It is the first frame outward that is not contextlib's, not an `__enter__` of the user's own, and not a
+    generator that contextlib drives: there stands the `with` that the reader sees.
     """
     here: FrameType = frame
-    while here.f_back is not None and (_is_contextlib(here) or here.f_code.co_name in _ENTERS or _driven(here)):
+    while here.f_back is not None and (
+        _is_contextlib(here) or here.f_code.co_name in _ENTERS or _driven(here)
+    ):
         here = here.f_back
     return Owner(here)
 

@@ -1,8 +1,8 @@
 """One call of a model in progress: ask for a visit, receive it, let the model go on, finish or end it.
 
-The order rule lives here. A visit is one occurrence of one site, counted from the start of the run; one that has
-passed cannot be had any more, and the error says what order works. A run knows sites and switches; it does not know
-modules, and the tap of a module tells it only what happens (`reach`).
+The order rule lives here. A visit is one occurrence of one site, counted from the start of the run; one that
+has passed cannot be had any more, and the error says what order works. A run knows sites and switches; it
+does not know modules, and the tap of a module tells it only what happens (`reach`).
 """
 
 import warnings
@@ -11,11 +11,11 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from interlace.errors import InterlaceWarning, NotReachedError, OrderError, RunEnded, TraceError
-from interlace.site import Port, Site, Visit
+from interlace.site import Port, Site, Visit, spell
 from interlace.switch import Switch
 
 Watcher = Callable[[Visit], None]
-"""Called on the model's side at a port of a visit; what it writes to the visit is what the model goes on with."""
+"""Called on the model's side at a port of a visit; the model goes on with what it writes there."""
 
 
 class Everything:
@@ -37,12 +37,13 @@ class Run:
         before: The keys at which a tap must report before the call. Elsewhere it only counts.
         after: The keys at which it must report after the call.
         live: The visit at which the model is paused.
+        kinds: What kind of value was last asked for at the output of each site, by key.
         side: A visit that the block made itself (`envoy(..., hook=True)`), until its next request.
     """
 
     __slots__ = (
-        "__weakref__", "_asked", "_site", "_wanted", "after", "before", "ends", "failed", "live", "side", "skipped", "starts", "stopped", "switch",
-        "watchers",
+        "__weakref__", "_asked", "_site", "_wanted", "after", "before", "ends", "failed", "kinds", "live",
+        "side", "skipped", "starts", "stopped", "switch", "watchers",
     )  # fmt: skip
 
     def __init__(self, call: Callable[[], Any]) -> None:
@@ -55,6 +56,7 @@ class Run:
         self.live: Visit | None = None
         self.side: Visit | None = None
         self.skipped: list[Site] = []
+        self.kinds: dict[Any, type] = {}
         self.stopped = False
         self.failed: BaseException | None = None
         self._wanted: tuple[Any, int, Port] | None = None
@@ -66,14 +68,15 @@ class Run:
         """Whether the model has returned, failed, or been ended."""
         return self.switch.done
 
-    # -- the block's side ---------------------------------------------------------------------------------------
+    # -- the block's side ------------------------------------------------------------------------------------
 
     def ask(self, site: Site, port: Port, number: int) -> Visit:
         """Run the model until it reaches a visit, and pause it there.
 
         Args:
             site: Where.
-            port: `input` before the call, `output` after it. The input of a visit can still be read at its output.
+            port: `input` before the call, `output` after it. The input of a visit can still be read at its
+            output.
             number: Which occurrence since the start of the run, from 0.
 
         Raises:
@@ -85,9 +88,13 @@ class Run:
                 return self.side
             self.side = None
         live = self.live
-        if live is not None and live.key == site.key and live.number == number:
-            if live.port == port or port == "input":
-                return live
+        if (
+            live is not None
+            and live.key == site.key
+            and live.number == number
+            and port in ("input", live.port)
+        ):
+            return live
         if (self.starts if port == "input" else self.ends)[site.key] > number:
             raise OrderError(self._passed(site, port, number))
         if self.switch.done:
@@ -105,6 +112,8 @@ class Run:
             self._close()
             raise NotReachedError(self._missed(site, port, number))
         self._site = site
+        if port == "output":
+            self.kinds[site.key] = live.result.__class__
         return live
 
     def ahead(self, site: Site, port: Port, number: int) -> bool:
@@ -116,7 +125,7 @@ class Run:
         return True
 
     def finish(self) -> Any:
-        """Let the model run to its end and return what it returned; None if it failed before or was stopped."""
+        """Let the model run to its end and return what it returned; None if it failed or was stopped."""
         self._wanted = None
         while not self.switch.done:
             self.live = None
@@ -143,10 +152,14 @@ class Run:
         error = self.switch.error
         self._release()
         if started and not self.switch.unwound:
-            how = f"raised {type(error).__name__}: {error}" if error is not None else "returned as if nothing were"
+            how = (
+                f"raised {type(error).__name__}: {error}"
+                if error is not None
+                else "returned as if nothing were"
+            )
             warnings.warn(
-                f"The trace ended before the model did, and the model {how}. A bare `except:` in its code may hold "
-                "back the end of a run.",
+                f"The trace ended before the model did, and the model {how}. A bare `except:` in its code "
+                "may hold back the end of a run.",
                 InterlaceWarning,
                 stacklevel=2,
             )
@@ -157,13 +170,28 @@ class Run:
         self._release()
         if error is not None:
             self.failed = error
-            raise error
+            self._note_skips(error)
+            try:
+                raise error
+            finally:
+                del error  # else the error and this frame hold each other
+
+    def _note_skips(self, error: BaseException) -> None:
+        """A replacement of a structure that nothing told may be what the model stumbled over."""
+        if self.skipped:
+            where = ", ".join(f"`{spell(site.path)}`" for site in self.skipped[:3])
+            note = f"In this run {where} was skipped: is the replacement what the module would have returned?"
+            error.__dict__.setdefault("__notes__", []).append(note)  # `add_note`, from Python 3.11
+
+    def forget(self) -> None:
+        """The trace is over: hold the model's error no longer, whose traceback holds this run."""
+        self.failed = None
 
     def _release(self) -> None:
         self.live = self.side = None
         self.watchers.clear()
 
-    # -- the model's side ---------------------------------------------------------------------------------------
+    # -- the model's side ------------------------------------------------------------------------------------
 
     def watch(self, key: Any, port: Port, watcher: Watcher) -> None:
         """Have `watcher` called at every visit of a site from now on, before the block sees it."""
@@ -203,7 +231,7 @@ class Run:
             self.live = visit
             self.switch.pause()
 
-    # -- what an error says -------------------------------------------------------------------------------------
+    # -- what an error says ----------------------------------------------------------------------------------
 
     def where(self) -> str:
         """Where the model is now, in words."""
@@ -231,16 +259,19 @@ class Run:
             return said + ".\nAsk for it before that, or open a new trace."
         for skipped in self.skipped:
             if site.under(skipped):
-                return said + f", and {skipped.at('output')} was skipped.\nAsk for it in a trace that does not skip it."
+                said += f", and {skipped.at('output')} was skipped"
+                return said + ".\nAsk for it in a trace that does not skip it."
         seen = self.starts[site.key]
         if seen:
             return said + f" after {seen} visit{'s' * (seen > 1)} of it.\nVisits are counted from 0."
         return said + (
-            " and never called it.\nA branch not taken, an unused expert, or `module.forward(...)` called by hand "
-            "cannot be seen there."
+            " and never called it.\nA branch not taken, an unused expert, or `module.forward(...)` called by "
+            "hand cannot be seen there."
         )
 
-    def beside(self, site: Site, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def beside(
+        self, site: Site, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Make a call on the block's side that counts as the next visit of a site."""
         visit = Visit(site.key, self.starts[site.key], args, kwargs)
         self.starts[site.key] += 1
@@ -260,4 +291,3 @@ class Run:
         """Let `value` stand for the call at whose input the model is paused."""
         visit.skipped, visit.result = True, value
         self.skipped.append(site)
-

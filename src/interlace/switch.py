@@ -1,10 +1,12 @@
 """Run a function on a stack of its own, in strict turns with whoever resumes it.
 
-A `Switch` is one such function: `resume` runs it until it pauses or ends, `pause` hands the turn back. Both sides keep
-their own world: torch's ambient state, context variables, the exception being handled, coverage's trace function.
+A `Switch` is one such function: `resume` runs it until it pauses or ends, `pause` hands the turn back. Both
+sides keep their own world: torch's ambient state, context variables, the exception being handled, coverage's
+trace function.
 
-A fresh greenlet costs twenty times a switch, so each thread keeps a few that wait for their next job; that pool is the
-one piece of state here that no caller made. This is the only module that knows greenlet. It knows nothing of models.
+A fresh greenlet costs twenty times a switch, so each thread keeps a few that wait for their next job; that
+pool is the one piece of state here that no caller made. This is the only module that knows greenlet. It knows
+nothing of models.
 """
 
 import contextvars
@@ -16,8 +18,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from greenlet import GreenletExit, greenlet
 from greenlet import getcurrent as getcurrent
-from greenlet import greenlet
 
 from interlace import ambient, unwind
 from interlace.errors import InterlaceWarning, RunEnded, ThreadError, TraceError
@@ -29,11 +31,11 @@ KEPT = 8
 """How many idle workers a thread keeps."""
 
 FAR = 1 << 16
-"""Bytes of the resumer's stack that a switch may have to copy before its worker is replaced by a nearer one."""
+"""Bytes of the resumer's stack that a switch may copy before its worker is replaced by a nearer one."""
 
 
 class Worker(greenlet):
-    """A stack that waits for jobs. `tracing` is what the running job was started for; a tap looks it up there."""
+    """A stack that waits for jobs. `tracing` is what its job was started for; a tap looks it up there."""
 
     def __init__(self) -> None:
         super().__init__(_enter)
@@ -42,13 +44,13 @@ class Worker(greenlet):
 
 
 class Home:
-    """What one thread keeps: idle workers, who parked last, and runs whose trace was left on another thread."""
+    """What one thread keeps: idle workers, who is parked, and runs whose trace was left on another thread."""
 
-    __slots__ = ("abandoned", "idle", "last", "thread")
+    __slots__ = ("abandoned", "idle", "parked", "thread")
 
     def __init__(self) -> None:
         self.idle: list[Worker] = []
-        self.last: object = None
+        self.parked: list[object] = []
         self.abandoned: deque[Switch] = deque()
         self.thread = threading.current_thread()
 
@@ -100,8 +102,8 @@ class Switch:
     """
 
     __slots__ = (
-        "__weakref__", "_abandoned", "_ambient", "_context", "_function", "_home", "_level", "_token", "_worker",
-        "carries", "done", "ending", "error", "result", "unwound",
+        "__weakref__", "_abandoned", "_ambient", "_context", "_function", "_home", "_level", "_token",
+        "_worker", "carries", "done", "ending", "error", "result", "unwound",
     )  # fmt: skip
 
     def __init__(self, function: Callable[[], Any], carries: Any) -> None:
@@ -127,7 +129,7 @@ class Switch:
         """Whether the function has begun."""
         return self._function is None
 
-    # -- the side that resumes ----------------------------------------------------------------------------------
+    # -- the side that resumes -------------------------------------------------------------------------------
 
     def resume(self) -> None:
         """Run the function until it pauses or ends; `done` tells which.
@@ -138,28 +140,33 @@ class Switch:
         """
         home = self._home
         if _homes.home is not home:
-            raise ThreadError("This trace belongs to another thread; open a trace in the thread that uses it.")
+            raise ThreadError(
+                "This trace belongs to another thread; open a trace in the thread that uses it."
+            )
         if home.abandoned:
             unwind_abandoned()
-        worker = self._worker
+        worker, parked = self._worker, home.parked
         if worker is None:
             worker = self._start(home)
         else:
-            worker.parent = getcurrent()
-            if home.last is not self._token:
+            token = self._token
+            if parked and parked[-1] is token:
+                parked.pop()
+            elif token in parked:
                 _refuse_operator_frames(worker.gr_frame, sys._getframe())
+                parked.remove(token)
+            worker.parent = getcurrent()
         mine = _ambient_now()
         theirs = self._ambient
         tracer = sys.gettrace()
-        if tracer is not None:
-            _suspend(tracer)
-        guard = None if mine is theirs or mine == theirs else ambient.swap(mine, theirs)
+        if tracer is not None and _is_coverage(tracer):
+            sys.settrace(None)  # here and nowhere deeper: coverage must see this frame return
+        if mine is not theirs and mine != theirs:
+            ambient.swap(mine, theirs)
         worker.switch()
         now = _ambient_now()
         if now is not mine and now != mine:
-            ambient.swap(now, mine, guard)
-        elif guard is not None:
-            guard.__exit__(None, None, None)
+            ambient.swap(now, mine)
         if tracer is not None:
             sys.settrace(tracer)
         self._ambient = now
@@ -167,12 +174,12 @@ class Switch:
             self._worker = None
             worker.gr_context = None
         else:
-            home.last = self._token
+            parked.append(self._token)
 
     def _start(self, home: Home) -> Worker:
         worker = home.idle.pop() if home.idle else Worker()
         worker.parent = getcurrent()
-        worker.job, worker.tracing = self, self.carries
+        worker.job, worker.tracing, self.carries = self, self.carries, None
         worker.gr_context, self._context = self._context, None
         self._worker = worker
         return worker
@@ -180,7 +187,8 @@ class Switch:
     def end(self) -> None:
         """Unwind the function wherever it pauses, so that its `finally` blocks run and nothing stays alive.
 
-        On another thread than the switch's own nothing can be unwound: it is left for that thread's next trace.
+        On another thread than the switch's own nothing can be unwound, nor where torch forbids it now: it is
+        left for that thread's next trace.
         """
         self.ending = True
         if self.done:
@@ -190,11 +198,14 @@ class Switch:
         elif _homes.home is not self._home:
             self._leave_to_owner()
         else:
-            self.resume()
+            try:
+                self.resume()
+            except TraceError:
+                self._home.abandoned.append(self)
 
     def _forget(self) -> None:
         self.done = True
-        self._function = self._context = None
+        self._function = self._context = self.carries = None
 
     def _leave_to_owner(self) -> None:
         if self._abandoned:
@@ -204,13 +215,13 @@ class Switch:
             self._home.abandoned.append(self)
         else:
             warnings.warn(
-                "A trace outlived the thread that opened it; the model and the values of its run stay in memory. "
-                "Leave the `with` block in the thread that entered it.",
+                "A trace outlived the thread that opened it; the model and the values of its run stay in "
+                "memory. Leave the `with` block in the thread that entered it.",
                 InterlaceWarning,
                 stacklevel=2,
             )
 
-    # -- the side that is resumed -------------------------------------------------------------------------------
+    # -- the side that is resumed ----------------------------------------------------------------------------
 
     def pause(self) -> None:
         """Hand the turn back, from inside the function; returns when resumed.
@@ -240,41 +251,45 @@ class Switch:
             self.result = function()
         except RunEnded:
             self.unwound = True
+        except GreenletExit:  # the worker itself is going away
+            self.done = True
+            raise
         except BaseException as error:
-            self.error = error
+            self.error = error.with_traceback(error.__traceback__.tb_next if error.__traceback__ else None)
         self.done = True
 
 
 def unwind_abandoned() -> None:
     """End the runs of this thread whose trace was left or collected on another thread."""
     queue = _homes.home.abandoned
-    while queue:
-        switch = queue.popleft()
-        if not switch.done:
-            switch.resume()
+    for _ in range(len(queue)):
+        if queue:
+            switch = queue.popleft()
+            switch.end()
+            switch.error = None
 
 
-def _suspend(tracer: Any) -> None:
-    """Keep coverage's trace function off the model's side.
+def _is_coverage(tracer: Any) -> bool:
+    """Whether a trace function is coverage's, which must not see the model's side.
 
     It keeps one stack of frames a thread, which two interleaved stacks would unbalance. Debuggers may stay.
     """
     owner = getattr(tracer, "__self__", tracer)
-    if type(owner).__module__.partition(".")[0] == "coverage":
-        sys.settrace(None)
+    return type(owner).__module__.partition(".")[0] == "coverage"
 
 
 def _refuse_operator_frames(*stacks: FrameType | None) -> None:
     """Raise where two stacks inside Python operators of torch would be left in another order than entered.
 
-    pybind11 keeps a chain of pointers into the native stack for each thread and aborts the process when it is broken.
+    pybind11 keeps a chain of pointers into the native stack for each thread and aborts the process when it is
+    broken.
     """
     for frame in stacks:
         while frame is not None:
             if frame.f_code.co_filename.endswith(("torch/_ops.py", "torch/_library/custom_ops.py")):
                 raise TraceError(
-                    "A trace paused inside a custom torch operator must be the last one paused when it goes on.\n"
-                    "Finish the traces that were opened or advanced after it first, or ask for a value outside of "
-                    f"the operator ({frame.f_code.co_name})."
+                    "A trace paused inside a custom torch operator must be the last one paused when it  goes "
+                    "on.\nFinish the traces that were opened or advanced after it first, or ask for a value "
+                    f"outside of the operator ({frame.f_code.co_name})."
                 )
             frame = frame.f_back

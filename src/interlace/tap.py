@@ -1,14 +1,17 @@
 """Make the modules of a model report to the run that they execute in.
 
-`nn.Module.__call__` looks at `self._compiled_call_impl` first. A function set there on an instance sees the call as
-the caller made it and the result as the caller gets it, needs no hook, and is dropped by pickling and copying. It is a
-private name of torch: nothing outside of this module uses it, and a test says what broke if torch changes it.
+`nn.Module.__call__` looks at `self._compiled_call_impl` first. A function set there on an instance sees the
+call as the caller made it and the result as the caller gets it, needs no hook, and is dropped by pickling and
+copying. It is a private name of torch: nothing outside of this module uses it, and a test says what broke if
+torch changes it.
 
-Taps stand only while a trace of the model is open. Each calls through to what the slot held (`module.compile()` lives
-there), and several trees that wrap one module share its tap.
+Taps stand only while a trace of the model is open. Each calls through to what the slot held
+(`module.compile()` lives there). Trees that wrap one module share its tap: the tree that came first keeps its
+taps for as long as another needs them.
 """
 
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from itertools import repeat
 from typing import Any
@@ -22,47 +25,24 @@ SLOT = "_compiled_call_impl"
 _lock = threading.RLock()  # a finalizer that closes a trace may run inside it, on the same thread
 
 
-class Group:
-    """Whether any tap of one tree is used by another tree as well."""
-
-    __slots__ = ("shared",)
-
-    def __init__(self) -> None:
-        self.shared = False
-
-
 class Tap:
-    """The report of one module.
+    """What one module's report calls through to, and whose it is. It must not know the report: no cycles.
 
     Attributes:
-        call: What stands in the module's slot while anyone uses the tap.
-        inner: What it calls through to.
+        inner: The module's own call, or what its slot held.
         held: What the slot held before, if anything.
-        others: How many trees use it besides the first.
+        lender: The taps of the tree that this one belongs to.
     """
 
-    __slots__ = ("call", "group", "held", "inner", "others")
+    __slots__ = ("held", "inner", "lender")
 
-    def __init__(self, module: nn.Module, group: Group) -> None:
-        self.group = group
-        self.others = 0
-        self.held: Callable[..., Any] | None = None
+    def __init__(self, module: nn.Module, lender: "weakref.ref[Taps]") -> None:
         self.inner: Callable[..., Any] = module._call_impl
-        self.call = _reporting(self, id(module))
-        self.call.tap = self  # type: ignore[attr-defined]
-
-    def release(self, slot: dict[str, Any]) -> None:
-        """One user less; the last one gives the slot back what it held."""
-        if self.others:
-            self.others -= 1
-        elif slot.get(SLOT) is self.call:
-            if self.held is None:
-                del slot[SLOT]
-            else:
-                slot[SLOT] = self.held
+        self.held: Callable[..., Any] | None = None
+        self.lender = lender
 
 
-def _reporting(tap: Tap, key: int) -> Callable[..., Any]:
+def _report(tap: Tap, key: int) -> Callable[..., Any]:
     """What runs in place of the module's call. It is the hot path of the library."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -81,19 +61,28 @@ def _reporting(tap: Tap, key: int) -> Callable[..., Any]:
             return run.leave(key, number, args, kwargs, result)
         return result
 
+    call.tap = tap  # type: ignore[attr-defined]
     return call
 
 
 class Taps:
-    """The taps of the modules of one tree, put in place and taken away together."""
+    """The taps of the modules of one tree, put in place and taken away together.
+
+    Attributes:
+        users: Open traces of the tree, and taps of other trees that found these in place.
+        lenders: The taps of other trees that stood in some slots when these were put in place.
+        replaced: Where something else stood: what `module.compile()` left, or the tap of another tree.
+    """
+
+    __slots__ = ("__weakref__", "calls", "lenders", "modules", "replaced", "slots", "users")
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self.group = Group()
         self.modules = list(modules)
         self.slots = [module.__dict__ for module in self.modules]
-        self.calls = [Tap(module, self.group).call for module in self.modules]
+        self.calls = [_report(Tap(module, weakref.ref(self)), id(module)) for module in self.modules]
         self.users = 0
-        self.placed: list[Tap] | None = None
+        self.lenders: list[Taps] = []
+        self.replaced: list[int] = []
 
     def install(self) -> None:
         """Put the taps in place, unless a trace of this tree has done so already."""
@@ -101,24 +90,26 @@ class Taps:
             self.users += 1
             if self.users == 1:
                 found = list(map(dict.setdefault, self.slots, repeat(SLOT), self.calls))
-                self.placed = None if found == self.calls else self._share(found)
+                if found != self.calls:
+                    self._share(found)
 
-    def _share(self, found: list[Any]) -> list[Tap]:
+    def _share(self, found: list[Any]) -> None:
         """Some slots were taken: by the tap of another tree, or by what `module.compile()` left there."""
-        placed = []
-        for module, slot, call, held in zip(self.modules, self.slots, self.calls, found, strict=True):
-            tap: Tap = call.tap  # type: ignore[attr-defined]
-            if held is not call:
-                other: Tap | None = getattr(held, "tap", None)
-                if other is not None:
-                    other.others += 1
-                    other.group.shared = True
-                    tap = other
-                else:
-                    tap.held, tap.inner = held, held or module._call_impl
-                    slot[SLOT] = call
-            placed.append(tap)
-        return placed
+        lenders: dict[int, Taps] = {}
+        for index, held in enumerate(found):
+            if held is self.calls[index]:
+                continue
+            lender = held.tap.lender() if hasattr(held, "tap") else None
+            if lender is not None:
+                lenders[id(lender)] = lender
+                continue
+            tap: Tap = self.calls[index].tap  # type: ignore[attr-defined]
+            tap.held, tap.inner = held, held or self.modules[index]._call_impl
+            self.slots[index][SLOT] = self.calls[index]
+            self.replaced.append(index)
+        self.lenders = list(lenders.values())
+        for lender in self.lenders:
+            lender.users += 1
 
     def remove(self) -> None:
         """Take the taps away when the last trace that needs them has ended."""
@@ -126,20 +117,23 @@ class Taps:
             self.users -= 1
             if self.users:
                 return
-            if self.placed is None and not self.group.shared:
-                found = list(map(dict.pop, self.slots, repeat(SLOT), repeat(None)))
-                if found != self.calls:
-                    self._put_back(found)
-                return
-            placed = self.placed or [call.tap for call in self.calls]  # type: ignore[attr-defined]
-            for slot, tap in zip(self.slots, placed, strict=True):
-                tap.release(slot)
-                if tap.others == 0:
-                    tap.held = None
-            self.placed, self.group.shared = None, False
+            found = list(map(dict.pop, self.slots, repeat(SLOT), repeat(None)))
+            if found != self.calls:
+                self._put_back(found)
+            for index in self.replaced:
+                self._restore(index)
+            lenders, self.lenders, self.replaced = self.lenders, [], []
+            for lender in lenders:
+                lender.remove()
 
     def _put_back(self, found: list[Any]) -> None:
-        """Somebody put something else into a slot while the taps stood there; it stays."""
+        """What others have put into a slot stays: a tap that is lent, or what `module.compile()` left."""
         for slot, call, held in zip(self.slots, self.calls, found, strict=True):
             if held is not None and held is not call:
                 slot[SLOT] = held
+
+    def _restore(self, index: int) -> None:
+        """Give a slot back what it held, unless somebody has put something else there."""
+        tap: Tap = self.calls[index].tap  # type: ignore[attr-defined]
+        self.slots[index].setdefault(SLOT, tap.held)
+        tap.held, tap.inner = None, self.modules[index]._call_impl

@@ -1,7 +1,7 @@
 """What `with model.trace(...):` opens: one run of the model, served to the block that it stands over.
 
-The block runs natively in the caller's frame. Each request that it makes of an envoy lets the model run until that
-value exists; leaving the block lets it finish.
+The block runs natively in the caller's frame. Each request that it makes of an envoy lets the model run until
+that value exists; leaving the block lets it finish.
 """
 
 import sys
@@ -21,6 +21,7 @@ from interlace.steps import Iter, Steps
 from interlace.switch import unwind_abandoned
 from interlace.tap import Taps
 from interlace.tree import Tree
+from interlace.writes import stand_in
 
 Call = Callable[[], Any]
 
@@ -73,12 +74,13 @@ class Trace:
         run = self._run
         assert run is not None
         try:
-            if error is not None:
-                run.end()
-            else:
+            if error is None:
                 self._result = run.finish()
         finally:
-            self._close()
+            try:
+                run.end()
+            finally:
+                self._close()
 
     def _close(self) -> None:
         taps, self._taps = self._taps, None
@@ -88,10 +90,11 @@ class Trace:
         for placed in (taps, *self._strays):
             placed.remove()
         self._strays.clear()
-        self.owner.frame = None
         for handle in self._unfused.values():
             handle.remove()
         self._unfused.clear()
+        if self._run is not None:
+            self._run.forget()
         self._run = self._steps = None
 
     def __del__(self) -> None:
@@ -99,7 +102,7 @@ class Trace:
             self._run.end()
             self._close()
 
-    # -- requests -----------------------------------------------------------------------------------------------
+    # -- requests --------------------------------------------------------------------------------------------
 
     def visit(self, site: Site, port: Port) -> Visit:
         """Run the model to the visit of a site that a request made now means."""
@@ -119,8 +122,14 @@ class Trace:
         return visit
 
     def skip(self, site: Site, value: Any) -> None:
-        """Let `value` stand for the next call of a site."""
-        self.run.skip(site, self.before(site), value)
+        """Let `value` stand for the next call of a site.
+
+        Raises:
+            WriteError: A scan, or an earlier visit, told that the site gives something of another structure.
+        """
+        visit, run = self.before(site), self.run
+        scanned = self._tree.shapes.get(site.path)
+        run.skip(site, visit, stand_in(value, site, run.kinds.get(site.key), scanned))
 
     @property
     def run(self) -> Run:
@@ -136,18 +145,18 @@ class Trace:
             self._strays[-1].install()
 
     def unfuse(self, module: nn.Module) -> None:
-        """Keep torch's fused path from passing over a module below an `nn.TransformerEncoderLayer` in this run.
+        """Keep torch's fused path from passing over this module in this run.
 
         The presence of any hook switches it off, as it would for a hand-written one.
         """
         if module not in self._unfused:
             self._unfused[module] = module.register_forward_pre_hook(_nothing)
 
-    # -- what the block may do ----------------------------------------------------------------------------------
+    # -- what the block may do -------------------------------------------------------------------------------
 
     @property
     def result(self) -> Any:
-        """What the traced call returned (token ids for `generate`). In the block, lets the model finish first.
+        """What the traced call returned (token ids for `generate`); in the block, the model finishes first.
 
         Raises:
             TraceError: The model failed or the run was stopped, so there is none.
@@ -193,5 +202,6 @@ def _nothing(module: nn.Module, args: Any) -> None:
 def no_input(path: str) -> InputError:
     """The error of a trace that was opened with nothing to run on."""
     return InputError(
-        f"`{path}.trace()` was opened without an input.\nWrite `with {path}.trace(x):` with what the model takes."
+        f"`{path}.trace()` was opened without an input.\n"
+        f"Write `with {path}.trace(x):` with what the model takes."
     )

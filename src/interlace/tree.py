@@ -56,7 +56,7 @@ class Tree:
         self._inner: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
         self._parameter: tuple[dict[str, nn.Parameter | None], str] | None = None
 
-    # -- open traces --------------------------------------------------------------------------------------------
+    # -- open traces -----------------------------------------------------------------------------------------
 
     def opened(self, owner: Owner, trace: "Trace") -> None:
         """A trace begins to serve the requests of its owner's frame."""
@@ -73,9 +73,8 @@ class Tree:
         """The open trace whose owner is nearest outward from `frame`."""
         found = self._open
         while frame is not None and found:
-            held = found.get(id(frame))
-            if held:
-                trace = held[-1]()
+            for ref in reversed(found.get(id(frame), ())):
+                trace = ref()
                 if trace is not None and trace.owner.code is frame.f_code:
                     return trace
             frame = frame.f_back
@@ -109,12 +108,16 @@ class Tree:
         """Whether any trace of this model is open."""
         return bool(self._open)
 
-    # -- modules ------------------------------------------------------------------------------------------------
+    # -- modules ---------------------------------------------------------------------------------------------
 
     def taps(self) -> Taps:
         """The taps of all modules, renewed when the model's structure has changed."""
         taps = self._taps
-        if taps is None or any(self._leaves) or any(tuple(held.values()) != kids for held, kids in self._inner):
+        if (
+            taps is None
+            or any(self._leaves)
+            or any(tuple(held.values()) != kids for held, kids in self._inner)
+        ):
             taps = self._survey()
         return taps
 
@@ -124,11 +127,14 @@ class Tree:
         for module in modules:
             if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
                 raise TraceError(
-                    "nn.DataParallel runs copies of the model in threads of its own, which no trace can follow.\n"
-                    "Wrap the module inside it (`.module`), or use device_map for a model that needs several devices."
+                    "nn.DataParallel runs copies of the model in threads of its own, which no trace can "
+                    "follow.\nWrap the module inside it (`.module`); to spread a model over devices, use "
+                    "device_map."
                 )
         self._leaves = [module._modules for module in modules if not module._modules]
-        self._inner = [(module._modules, tuple(module._modules.values())) for module in modules if module._modules]
+        self._inner = [
+            (module._modules, tuple(module._modules.values())) for module in modules if module._modules
+        ]
         owners = ((module._parameters, name) for module in modules for name in module._parameters)
         self._parameter = next(((held, name) for held, name in owners if held[name] is not None), None)
         self._follow()

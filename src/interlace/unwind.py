@@ -1,9 +1,10 @@
 """A call that no native unwinder can walk past.
 
-torch collects a native backtrace for every C++ error. Inside a greenlet the unwinder would walk past the greenlet's
-base into stack memory that belongs to somebody else by then, and kill the process. A call made from an anonymous
-executable page has no unwind table, so every unwinder stops there. The page is written, then made read-execute; it is
-never writable and executable together. It touches nothing global and costs about 0.5 µs a call.
+torch collects a native backtrace for every C++ error. Inside a greenlet the unwinder would walk past the
+greenlet's base into stack memory that belongs to somebody else by then, and kill the process. A call made
+from an anonymous executable page has no unwind table, so every unwinder stops there. The page is written,
+then made read-execute; it is never writable and executable together. It touches nothing global and costs
+about 0.5 µs a call.
 """
 
 import ctypes
@@ -49,7 +50,9 @@ def _page(code: bytes) -> int:
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     size = mmap.PAGESIZE
-    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    address = libc.mmap(
+        None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+    )
     if address in (None, ctypes.c_void_p(-1).value):
         raise OSError(ctypes.get_errno(), "mmap: " + os.strerror(ctypes.get_errno()))
     ctypes.memmove(address, code, len(code))
@@ -62,8 +65,8 @@ def guarded_call() -> Callable[[Callable[[], object]], object]:
     """A function that calls its argument through a frame that ends every native backtrace.
 
     Raises:
-        PlatformError: No such frame can be had here. Setting `INTERLACE_ACCEPT_UNSAFE_STACKS=1` accepts the risk
-            that an error inside torch kills the process.
+        PlatformError: No such frame can be had here. Setting `INTERLACE_ACCEPT_UNSAFE_STACKS=1` accepts the
+            risk that an error inside torch kills the process.
     """
     if os.environ.get(ACCEPT) == "1":
         return lambda function: function()
@@ -80,5 +83,7 @@ def guarded_call() -> Callable[[Callable[[], object]], object]:
             "Without it an error raised inside torch may kill the process instead of reaching you.\n"
             f"Set the environment variable {ACCEPT}=1 to accept that."
         ) from error
-    call: Callable[[Callable[[], object]], object] = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object)(address)
+    call: Callable[[Callable[[], object]], object] = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object)(
+        address
+    )
     return call
