@@ -101,15 +101,18 @@ def describe(value: object) -> str:
     return f"{type(value).__name__}({', '.join(name.strip('.') for name, _ in inside[:8])})"
 
 
-def mismatch(old: Any, new: Any, where: str = "") -> str | None:
+def mismatch(old: Any, new: Any, where: str = "", *, structure: bool = False) -> str | None:
     """Why `new` cannot stand where `old` stood, or None when it can.
 
-    Structure, shape, dtype and device must agree; leaves that are not tensors may be anything but tensors.
+    Structure, shape, dtype and device must agree, or the structure alone; leaves that are not tensors may be anything
+    but tensors.
 
     >>> mismatch((torch.zeros(2), 1), (torch.zeros(3), 1))
     'its shape at [0] is (3,), the model has (2,) there'
     """
     if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
+        if structure:
+            return None
         at = f" at {where}" if where else ""
         if old.shape != new.shape:
             return f"its shape{at} is {tuple(new.shape)}, the model has {tuple(old.shape)} there"
@@ -130,7 +133,7 @@ def mismatch(old: Any, new: Any, where: str = "") -> str | None:
     if type(old) is not type(new) or [name for name, _ in inside] != [name for name, _ in other]:
         return f"it is {describe(new)}{at}, the model has {describe(old)} there"
     for (name, part), (_, replacement) in zip(inside, other, strict=True):
-        found = mismatch(part, replacement, where + name)
+        found = mismatch(part, replacement, where + name, structure=structure)
         if found is not None:
             return found
     return None

@@ -10,7 +10,7 @@ import torch
 
 from interlace.config import config
 from interlace.errors import WriteError
-from interlace.site import Visit, spell
+from interlace.site import Site, Visit, spell
 from interlace.trees import describe, mismatch
 
 
@@ -70,3 +70,34 @@ def replace_inputs(visit: Visit, value: Any, where: str) -> None:
     if checked:
         replace((visit.args, visit.kwargs), pair, where)
     visit.args, visit.kwargs = pair
+
+
+def _kin(kind: type) -> type:
+    return torch.Tensor if issubclass(kind, torch.Tensor) else kind
+
+
+def stand_in(value: Any, site: Site, kind: type | None, scanned: Visit | None) -> Any:
+    """What a skipped call gives, compared with what is known of its output.
+
+    Args:
+        value: The replacement.
+        site: The call that is skipped.
+        kind: The type of its output at an earlier visit of the run, if that was seen.
+        scanned: What a scan told.
+
+    Raises:
+        WriteError: The structure differs.
+    """
+    if isinstance(value, Insisted):
+        return value.value
+    if config.checks:
+        if kind is not None and not isinstance(value, _kin(kind)):
+            why: str | None = f"it is {describe(value)}, the module gave {kind.__name__} at an earlier visit"
+        else:
+            why = None if scanned is None else mismatch(scanned.result, value, structure=True)
+        if why is not None:
+            raise WriteError(
+                f"{site.at('output')} cannot be skipped with this: {why}.\n"
+                "To write it all the same: `il.insist(value)`."
+            )
+    return value
