@@ -177,8 +177,8 @@ class LanguageModel(Model):
 
     def _function_input(self, fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Another function gets token ids for a prompt if it takes them; positions are its own."""
-        names = inspect.signature(resolve(self, fn)).parameters
-        if fn != "generate" and "input_ids" not in names:
+        name = getattr(fn, "__name__", fn)
+        if name != "generate" and "input_ids" not in inspect.signature(resolve(self, fn)).parameters:
             return args, kwargs
         if args and isinstance(args[0], torch.Tensor) and args[0].ndim > 1:
             return args, kwargs  # `generate` finds the padding itself
@@ -194,7 +194,7 @@ class LanguageModel(Model):
         more = dict(zip(self._takes()[1:], args[1:], strict=False)) if len(args) > 1 else {}
         return {**encoding, **more, **kwargs}
 
-    def _parameters(self) -> list[str]:
+    def _takes(self) -> list[str]:
         """The names of what the model's own call takes."""
         return list(inspect.signature(self._module.forward).parameters)
 
