@@ -1,6 +1,6 @@
 """Values at the ports of modules: reading, replacing, editing in place, skipping, calling on the side."""
 
-# ruff: noqa: A006, B018, C901, E501, PT012, SIM117
+# ruff: noqa: A006, B018, C901, E501, PT012, PT031, SIM117
 
 import gc
 import warnings

@@ -59,6 +59,8 @@ class Config:
             raise ConfigError(f"There is no setting `{name}`.{nearest(name, _DEFAULTS)} Known: {', '.join(_DEFAULTS)}.")
         if isinstance(_DEFAULTS[name], bool) and not isinstance(value, bool):
             raise ConfigError(f"The setting `{name}` is True or False, not {value!r}.")
+        if not isinstance(_DEFAULTS[name], bool) and not isinstance(value, (str, type(_DEFAULTS[name]))):
+            raise ConfigError(f"The setting `{name}` is text, not {value!r}.")
         object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:

@@ -112,7 +112,7 @@ class Steps:
         while which.stop is None or index < which.stop:
             yield index
             done = self.current.index if self.current is not None else index
-            index = max(index, done) + stride
+            index += stride * max(1, -((index - done - 1) // stride))  # past where `next` has led
 
     def _next(self) -> int:
         """The first step that is not yet over."""
