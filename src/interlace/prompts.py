@@ -156,11 +156,13 @@ def position_ids(mask: torch.Tensor) -> torch.Tensor:
 
 
 def pad_labels(labels: Any, ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
-    """Labels as a tensor like the ids; where a row is padded they are -100, which the loss ignores."""
+    """Labels as a tensor like the ids; what is padding, or comes right after it, is -100: the loss ignores it."""
     if isinstance(labels, torch.Tensor):
         return labels
     rows = encode(labels, tokenizer)
-    found: torch.Tensor = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100)
+    padding = rows["attention_mask"] == 0
+    padding[:, 1:] |= padding[:, :-1].clone()
+    found: torch.Tensor = rows["input_ids"].masked_fill(padding, -100)
     if found.shape != ids.shape:
         raise InputError(f"The labels have the shape {tuple(found.shape)}, the token ids {tuple(ids.shape)}.")
     return found
