@@ -19,6 +19,7 @@ from interlace.errors import InterlaceWarning, NameMissError, OutsideTraceError,
 from interlace.rename import Aliases, Names
 from interlace.repr import show
 from interlace.site import Port, Site, Visit, spell
+from interlace.source.view import ForwardSource
 from interlace.trace import Trace
 from interlace.tree import Tree
 from interlace.writes import replace, replace_inputs
@@ -199,6 +200,15 @@ class Envoy:
         """
         trace = self._tree.trace_for(sys._getframe(1), f"`{spell(self._path)}.skip()`")
         trace.skip(self._site, replacement)
+
+    @property
+    def source(self) -> ForwardSource:
+        """The operations of the module's forward: calls, operators and assigned variables, by name.
+
+        Raises:
+            SourceError: The forward has no readable Python source, or is compiled.
+        """
+        return ForwardSource(self._tree, lambda: self._module, self._path)
 
     @property
     def interleaving(self) -> bool:

@@ -9,6 +9,7 @@
     ├── WriteError (ValueError)               a replacement does not fit what it replaces
     ├── InputError (ValueError, TypeError)    a trace was opened with no input, or one that cannot be used
     ├── NameMissError (AttributeError)        no such module, value or feature; names the nearest ones
+    ├── SourceError (ValueError)              the operations of a forward cannot be named or reached
     ├── RenameError (ValueError)              an alias that hides something, or is ambiguous
     ├── ConfigError (ValueError)              a setting that does not exist
     └── PlatformError (RuntimeError)          this interpreter or machine cannot run traces safely
@@ -54,6 +55,10 @@ class InputError(InterlaceError, ValueError, TypeError):
 
 class NameMissError(InterlaceError, AttributeError):
     """No such module, value or feature; the message names the nearest ones."""
+
+
+class SourceError(InterlaceError, ValueError):
+    """The operations of a forward, or of a function it calls, cannot be named or reached."""
 
 
 class RenameError(InterlaceError, ValueError):

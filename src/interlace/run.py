@@ -38,12 +38,14 @@ class Run:
         after: The keys at which it must report after the call.
         live: The visit at which the model is paused.
         kinds: What kind of value was last asked for at the output of each site, by key.
+        frames: The operations that report to this run, by the key of the module whose forward they are in.
+        at_end: What to undo when the run has ended.
         side: A visit that the block made itself (`envoy(..., hook=True)`), until its next request.
     """
 
     __slots__ = (
-        "__weakref__", "_asked", "_site", "_wanted", "after", "before", "ends", "failed", "kinds", "live",
-        "side", "skipped", "starts", "stopped", "switch", "watchers",
+        "__weakref__", "_asked", "_site", "_wanted", "after", "at_end", "before", "ends", "failed", "frames",
+        "kinds", "live", "side", "skipped", "starts", "stopped", "switch", "watchers",
     )  # fmt: skip
 
     def __init__(self, call: Callable[[], Any]) -> None:
@@ -61,6 +63,8 @@ class Run:
         self.failed: BaseException | None = None
         self._wanted: tuple[Any, int, Port] | None = None
         self._site: Site | None = None
+        self.frames: dict[int, Any] = {}
+        self.at_end: list[Callable[[], None]] = []
         self.switch = Switch(call, self)
 
     @property
@@ -190,6 +194,9 @@ class Run:
     def _release(self) -> None:
         self.live = self.side = None
         self.watchers.clear()
+        self.frames.clear()
+        while self.at_end:
+            self.at_end.pop()()
 
     # -- the model's side ------------------------------------------------------------------------------------
 

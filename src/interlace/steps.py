@@ -4,7 +4,7 @@ A step spans two successive starts of the pacemaker: the traced module when a me
 else the first site that the loop's body asked for.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,8 @@ class Step:
     """
 
     index: int
-    starts: Mapping[Any, int]
-    ends: Mapping[Any, int]
+    starts: MutableMapping[Any, int]
+    ends: MutableMapping[Any, int]
     waiting: bool = False
     open: bool = False
 
@@ -47,6 +47,11 @@ class Steps:
         if step.waiting:
             step = self._set_pace(site, step)
         return (step.starts if port == "input" else step.ends).get(site.key, 0)
+
+    def joined(self, keys: Iterable[Any], like: Any) -> None:
+        """Count further sites from now on: in the current step they begin as `like` did."""
+        for counts in (self.current.starts, self.current.ends) if self.current is not None else ():
+            counts.update(dict.fromkeys(keys, counts.get(like, 0)))
 
     def _set_pace(self, site: Site, step: Step) -> Step:
         self.pacemaker = site

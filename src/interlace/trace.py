@@ -6,7 +6,7 @@ that value exists; leaving the block lets it finish.
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -130,6 +130,11 @@ class Trace:
         visit, run = self.before(site), self.run
         scanned = self._tree.shapes.get(site.path)
         run.skip(site, visit, stand_in(value, site, run.kinds.get(site.key), scanned))
+
+    def joined(self, keys: Iterable[Any], like: Any) -> None:
+        """Count further sites from now on: in the current step they begin as `like` did."""
+        assert self._steps is not None
+        self._steps.joined(keys, like)
 
     @property
     def run(self) -> Run:

@@ -1,16 +1,18 @@
 """The function behind a callable, and the callable rebuilt around another function.
 
-Decorators keep what they decorate in a closure cell, `partial` in an attribute, a method beside its receiver. A
-rebuilt callable goes through all of them again, so that decorators still run, and shares everything else.
+Decorators keep what they decorate in a closure cell, `partial` in an attribute, a method beside its
+receiver. A rebuilt callable goes through all of them again, so that decorators still run, and shares
+everything else.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
-from types import CellType, FunctionType, MethodType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType
 from typing import Any, TypeAlias
 
+from interlace.errors import SourceError
 from interlace.source.rewrite import like
-from interlace.source.text import SourceError
 
 # The values that pass here are the model's own, of any type.
 Function: TypeAlias = Callable[..., Any]
@@ -50,9 +52,9 @@ def rebuilt(target: Function, replacement: Function) -> Function:
 
 def _inner(target: Function) -> Function | None:
     """One layer down; None for a plain function."""
-    _refuse(target)
     if isinstance(target, MethodType):
         return target.__func__
+    _refuse(target)
     if isinstance(target, functools.partial):
         return target.func
     if isinstance(target, FunctionType):
@@ -63,21 +65,27 @@ def _inner(target: Function) -> Function | None:
             # It only borrowed the name and documentation of what it stands for: its own body is what runs.
             return None
         return wrapped
-    call = getattr(type(target), "__call__", None)
+    call = inspect.getattr_static(type(target), "__call__", None)
     if isinstance(call, FunctionType):
         return call
-    raise SourceError(f"{spelled(target)} is not a Python function: it is built in or compiled, and has no operations.")
+    raise SourceError(
+        f"{spelled(target)} is not a Python function: it is built in or compiled, and has no operations."
+    )
 
 
 def _refuse(target: Function) -> None:
     if isinstance(target, type):
-        raise SourceError(f"{spelled(target)} is a class: calling it makes an object, and has no operations to read.")
+        raise SourceError(
+            f"{spelled(target)} is a class: calling it makes an object, and has no operations to read."
+        )
     if hasattr(target, "_torchdynamo_orig_callable") and not getattr(target, "_torchdynamo_disable", False):
         raise SourceError(f"{spelled(target)} is compiled by torch: its Python code does not run.")
     if type(target).__name__ in ("ScriptFunction", "ScriptMethod"):
         raise SourceError(f"{spelled(target)} is compiled by TorchScript: its Python code does not run.")
     if type(target) is functools._lru_cache_wrapper:
-        raise SourceError(f"{spelled(target)} keeps its results (`functools.cache`): its code may not run when called.")
+        raise SourceError(
+            f"{spelled(target)} keeps its results (`functools.cache`): its code may not run when called."
+        )
 
 
 def _holds(cell: CellType, value: object) -> bool:
@@ -89,5 +97,6 @@ def _holds(cell: CellType, value: object) -> bool:
 
 def spelled(target: object) -> str:
     """How an error names a callable."""
-    name = getattr(target, "__qualname__", None) or getattr(target, "__name__", None)
+    attribute = "__name__" if isinstance(target, BuiltinFunctionType) else "__qualname__"
+    name = getattr(target, attribute, None)
     return f"`{name}`" if isinstance(name, str) else f"a `{type(target).__name__}`"

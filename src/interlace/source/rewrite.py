@@ -1,12 +1,12 @@
 """A copy of a function in which every operation reports.
 
-`f(x)` becomes `call(3, f, x)`, `a @ b` becomes `operator(4, a, b)`, and `y = e` becomes `y = value(5, e)`; nothing
-else changes: what is evaluated, in which order, and the line and file that a traceback shows. The three names are
-free variables of the copy, filled in for each run, so that one compilation serves every module and every run.
-Knows nothing about modules, runs or visits.
+`f(x)` becomes `call(3, f, x)`, `a @ b` becomes `operator(4, a, b)`, and `y = e` becomes `y = value(5,
+e)`; nothing else changes: what is evaluated, in which order, and the line and file that a traceback
+shows. The three names are free variables of the copy, filled in for each run, so that one compilation
+serves every module and every run. Knows nothing about modules, runs or visits.
 """
 
-import ast
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from types import CellType, CodeType, FunctionType
 from typing import Protocol
 
 from interlace.source.names import Operation, named
-from interlace.source.syntax import CALL, LOCALS, NAMES, OPERATOR, SLICE, VALUE, PREFIX, Instrumenter
+from interlace.source.syntax import CALL, LOCALS, NAMES, OPERATOR, PREFIX, SLICE, VALUE, Instrumenter
 from interlace.source.text import Text, compiled, read
 
 
@@ -37,16 +37,19 @@ class Rewritten:
     Functions made by `bind` share the closure cells, defaults and globals of the one they stand for.
     """
 
-    __slots__ = ("__weakref__", "code", "operations", "qualname", "text")
+    __slots__ = ("__weakref__", "by_name", "code", "functions", "operations", "original", "qualname", "text")
 
     def __init__(self, code: CodeType, qualname: str) -> None:
         self.text: Text = read(code, qualname)
         self.qualname = qualname
+        self.original = weakref.ref(code)
         instrumenter = Instrumenter(self.text)
         definition = instrumenter.rewritten()
         self.operations: tuple[Operation, ...] = named(instrumenter.found)
+        self.functions = tuple(one.function for one in self.operations)
+        self.by_name = {one.name: one for one in self.operations}
         made = compiled(self.text, definition, NAMES)
-        if hasattr(code, "co_qualname"):
+        if sys.version_info >= (3, 11):
             made = made.replace(co_qualname=code.co_qualname)
         self.code: CodeType = made
 
@@ -73,8 +76,8 @@ def like(function: FunctionType, code: CodeType, closure: tuple[CellType, ...]) 
     made.__qualname__ = function.__qualname__
     made.__module__ = function.__module__
     made.__doc__ = function.__doc__
-    if hasattr(function, "__annotate__"):
-        made.__annotate__ = function.__annotate__  # 3.14: not evaluated before it is asked for
+    if sys.version_info >= (3, 14):
+        made.__annotate__ = function.__annotate__  # not evaluated before it is asked for
     else:
         made.__annotations__ = function.__annotations__
     made.__dict__.update(function.__dict__)
@@ -97,8 +100,8 @@ class _Kept:
 class _Cache:
     """Rewritten code objects, each for as long as the original lives.
 
-    By identity, since equal code objects may come from different files. Shared by all models on purpose: parsing
-    takes milliseconds, the layers of a model and its copies run the same code, and nothing in it belongs to a run.
+    By identity, since equal code objects may come from different files. Shared by all models on purpose:
+    parsing takes milliseconds, the layers of a model run the same code, and nothing in it belongs to a run.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,11 @@
 """The syntax tree of a function, changed so that its operations report.
 
-The tree is walked in the order in which Python evaluates it, so that operations are found in that order. Nested
-functions, lambdas and classes keep their bodies: those run when they are called, and belong to that call.
+The tree is walked in the order in which Python evaluates it, so that operations are found in that order.
+Nested functions, lambdas and classes keep their bodies: those run when they are called, and belong to
+that call.
 """
+
+# ruff: noqa: D102, N815  # `visit_Call` and the rest are the protocol of `ast.NodeVisitor`
 
 import ast
 import copy
@@ -10,7 +13,7 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from interlace.source.names import Found, Kind, callee
+from interlace.source.names import Found, callee
 from interlace.source.text import Definition, Text
 
 Node = TypeVar("Node", bound=ast.AST)
@@ -68,7 +71,9 @@ class Instrumenter(ast.NodeTransformer):
         self.found.append(found)
         return ast.Constant(len(self.found) - 1)
 
-    def _made(self, name: str, args: list[ast.expr], like: ast.AST, keywords: Iterable[ast.keyword] = ()) -> ast.Call:
+    def _made(
+        self, name: str, args: list[ast.expr], like: ast.AST, keywords: Iterable[ast.keyword] = ()
+    ) -> ast.Call:
         made = ast.Call(ast.Name(name, ast.Load()), args, list(keywords))
         for node in (made, made.func, *(arg for arg in args if isinstance(arg, ast.Constant))):
             if not hasattr(node, "lineno"):
@@ -222,7 +227,7 @@ class Instrumenter(ast.NodeTransformer):
         return node
 
     def visit_AugAssign(self, node: ast.AugAssign) -> list[ast.stmt]:
-        """`x[i] += y`, its parts evaluated once and in Python's order; the operator stays the in-place one."""
+        """`x[i] += y`: its parts are evaluated once, in Python's order, and the operator works in place."""
         name = "i" + BINARY[type(node.op)]
         text = self.text.segment(node)
         before: list[ast.stmt] = []

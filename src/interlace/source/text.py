@@ -13,8 +13,10 @@ import inspect
 import linecache
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from types import CodeType
+
+from interlace.errors import SourceError
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
@@ -27,13 +29,9 @@ SILENT = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "PUSH_NULL"})
 ALIKE = {"LOAD_METHOD": "LOAD_ATTR", "CALL_METHOD": "CALL_FUNCTION"}
 
 
-class SourceError(ValueError):
-    """The operations of a callable cannot be named or reached."""
-
-
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One function's text: its lines as they stand in `file`, the first of them at `line`, and the parsed tree."""
+    """One function's text: its lines as they stand in `file`, the first at `line`, and the parsed tree."""
 
     file: str
     line: int
@@ -49,7 +47,9 @@ class Text:
         """The text of one expression, its lines joined and the spaces between them shortened."""
         if node.end_lineno is None or node.end_col_offset is None:
             return ast.unparse(node)
-        lines = [line.encode() for line in self.lines[node.lineno - self.line : node.end_lineno - self.line + 1]]
+        lines = [
+            line.encode() for line in self.lines[node.lineno - self.line : node.end_lineno - self.line + 1]
+        ]
         if not lines:
             return ast.unparse(node)
         lines[-1] = lines[-1][: node.end_col_offset]
@@ -84,7 +84,7 @@ def read(code: CodeType, qualname: str) -> Text:
     marked = any(name.startswith(MARKS_OF_PYTEST) for name in code.co_varnames)
     if not marked and not _same(compiled(text, definition, ()), code):
         raise SourceError(
-            f"the source of `{qualname}` at {code.co_filename}:{code.co_firstlineno} is not the code that runs: "
+            f"the source of `{qualname}` at {code.co_filename}:{code.co_firstlineno} is not what runs: "
             "the file was edited after it was imported, or another library replaced the code. "
             "Import it again (restart Python) to name its operations."
         )
@@ -103,8 +103,6 @@ def compiled(text: Text, definition: Definition, extra: tuple[str, ...]) -> Code
     names = {text.owner if text.owner is not None else name} - {None}
     if text.owner is not None:
         body = ast.ClassDef(name=text.owner, bases=[], keywords=[], body=[body], decorator_list=[])
-        if hasattr(ast, "TypeAlias"):
-            body.type_params = []  # 3.12+
     free = [*(part for part in text.free if part != "__class__"), *extra]
     # What the factory binds would be its local, and free below, where the original finds a global.
     shadowed = sorted(part for part in names if part is not None and part not in free)
@@ -116,12 +114,15 @@ def compiled(text: Text, definition: Definition, extra: tuple[str, ...]) -> Code
         body=[*([ast.Global(shadowed)] if shadowed else []), body],
         decorator_list=[],
     )
-    if hasattr(ast, "TypeAlias"):
-        outer.type_params = []
     module = ast.fix_missing_locations(ast.Module([outer], type_ignores=[]))
-    scope = compile(module, text.file, "exec", flags=text.futures, dont_inherit=True)
+    for node in ast.walk(module):
+        if "type_params" in node._fields and not hasattr(node, "type_params"):
+            setattr(node, "type_params", [])  # noqa: B010  # exists from Python 3.12
+    scope: CodeType = compile(module, text.file, "exec", flags=text.futures, dont_inherit=True)
     for part in (FACTORY, *([text.owner] if text.owner is not None else []), text.name):
-        scope = next(const for const in scope.co_consts if isinstance(const, CodeType) and const.co_name == part)
+        scope = next(
+            const for const in scope.co_consts if isinstance(const, CodeType) and const.co_name == part
+        )
     return scope
 
 
@@ -140,8 +141,6 @@ def _bare(definition: Definition) -> Definition:
     if isinstance(definition, ast.Lambda):
         return ast.copy_location(ast.Lambda(args=plain, body=definition.body), definition)
     made = type(definition)(name=definition.name, args=plain, body=definition.body, decorator_list=[])
-    if hasattr(ast, "TypeAlias"):
-        made.type_params = []
     return ast.copy_location(made, definition)
 
 
@@ -174,9 +173,13 @@ def _lambda(code: CodeType) -> ast.Lambda:
     if len(found) > 1 and hasattr(code, "co_positions"):
         spots = [spot for spot in code.co_positions() if None not in spot and spot[2] != spot[3]]
         found = [
-            node for node in found
-            if any((node.body.lineno, node.body.col_offset) == (spot[0], spot[2])
-                   and (node.body.end_lineno, node.body.end_col_offset) == (spot[1], spot[3]) for spot in spots)
+            node
+            for node in found
+            if any(
+                (node.body.lineno, node.body.col_offset) == (spot[0], spot[2])
+                and (node.body.end_lineno, node.body.end_col_offset) == (spot[1], spot[3])
+                for spot in spots
+            )
         ]
     if len(found) != 1:
         raise StopIteration
@@ -184,11 +187,9 @@ def _lambda(code: CodeType) -> ast.Lambda:
 
 
 def _owner(qualname: str) -> str | None:
-    """The innermost class around a function, which mangles its names even from several functions further out."""
+    """The innermost class around a function: it mangles names, through functions between them too."""
     parts = qualname.split(".")
-    classes = [
-        part for part, after in zip(parts[:-1], parts[1:], strict=True) if part != "<locals>" and after != "<locals>"
-    ]
+    classes = [part for part, after in pairwise(parts) if part != "<locals>" and after != "<locals>"]
     return classes[-1] if classes else None
 
 
@@ -214,7 +215,10 @@ def _instructions(code: CodeType) -> Iterator[object]:
             yield instruction.argval
         elif opcode in dis.hasconst:
             value = instruction.argval
-            yield name, value if isinstance(value, frozenset) else repr(value)  # equal sets may print differently
+            yield (
+                name,
+                value if isinstance(value, frozenset) else repr(value),
+            )  # equal sets may print differently
         elif opcode in NAMED:
             yield ALIKE.get(name, name), instruction.argval
         elif opcode in dis.hasjrel or opcode in dis.hasjabs:
