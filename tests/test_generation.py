@@ -240,7 +240,7 @@ class Enough(StoppingCriteria):  # type: ignore[misc]
         {"use_cache": False},
         {"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True},
         {"disable_compile": True},
-        {"prompt_lookup_num_tokens": 2},
+        {"prompt_lookup_num_tokens": 2, "eos_token_id": 0},
     ],
     ids=str,
 )

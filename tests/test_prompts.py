@@ -91,7 +91,7 @@ def test_chat_messages(words: Any) -> None:
 
 
 def test_labels_follow_the_padding(words: Any) -> None:
-    """S-95: labels as text or ids; what fills a row, or would be predicted from it, is ignored by the loss."""
+    """S-95: labels as text or ids; padding, and what would be predicted from it, does not count."""
     ids = encode(["a", "a b c"], words)["input_ids"]
     assert pad_labels(["a", "a b c"], ids, words).tolist() == [[-100, -100, -100], [2, 3, 4]]
     given = torch.tensor([[1]])

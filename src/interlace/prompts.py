@@ -156,7 +156,7 @@ def position_ids(mask: torch.Tensor) -> torch.Tensor:
 
 
 def pad_labels(labels: Any, ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
-    """Labels as a tensor like the ids; what is padding, or comes right after it, is -100: the loss ignores it."""
+    """Labels as a tensor like the ids; padding, and what would be predicted from it, is -100."""
     if isinstance(labels, torch.Tensor):
         return labels
     rows = encode(labels, tokenizer)
