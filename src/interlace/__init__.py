@@ -17,6 +17,7 @@ from interlace.envoy import Envoy
 from interlace.model import Model
 from interlace.saving import save
 from interlace.trace import Trace
+from interlace.views import view
 from interlace.writes import insist
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = [
     "errors",
     "insist",
     "save",
+    "view",
 ]
 
 

@@ -325,7 +325,7 @@ class Envoy:
         own = self.__dict__
         if "_module" not in own or name in _OWN:
             raise AttributeError(name)
-        if name in FEATURES:
+        if hasattr(type(self), name):
             self._reraise(name)
         module = own["_module"]
         if module._modules.get(name) is not None:
@@ -398,7 +398,7 @@ class Envoy:
         elif isinstance(value, nn.Module):
             setattr(self._module, name, value)
             self._tree.repoint(self._tree.module)
-        elif isinstance(getattr(type(self), name, None), property):
+        elif hasattr(type(getattr(type(self), name, None)), "__set__"):
             object.__setattr__(self, name, value)
         elif name.startswith("nns_") and name[4:] in FEATURES:
             getattr(_plain(type(self)), name[4:]).__set__(self, value)

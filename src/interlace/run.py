@@ -40,12 +40,13 @@ class Run:
         kinds: What kind of value was last asked for at the output of each site, by key.
         frames: The operations that report to this run, by the key of the module whose forward they are in.
         at_end: What to undo when the run has ended.
+        pending: Called before the model goes on.
         side: A visit that the block made itself (`envoy(..., hook=True)`), until its next request.
     """
 
     __slots__ = (
-        "__weakref__", "_asked", "_site", "_wanted", "after", "at_end", "before", "ends", "failed", "frames",
-        "kinds", "live", "side", "skipped", "starts", "stopped", "switch", "watchers",
+        "__weakref__", "_asked", "_held_back", "_site", "_wanted", "after", "at_end", "before", "ends", "failed", "frames",
+        "kinds", "pending", "live", "side", "skipped", "starts", "stopped", "switch", "watchers",
     )  # fmt: skip
 
     def __init__(self, call: Callable[[], Any]) -> None:
@@ -59,10 +60,12 @@ class Run:
         self.side: Visit | None = None
         self.skipped: list[Site] = []
         self.kinds: dict[Any, type] = {}
+        self.pending: list[Callable[[], None]] = []
         self.stopped = False
         self.failed: BaseException | None = None
         self._wanted: tuple[Any, int, Port] | None = None
         self._site: Site | None = None
+        self._held_back = False
         self.frames: dict[int, Any] = {}
         self.at_end: list[Callable[[], None]] = []
         self.switch = Switch(call, self)
@@ -103,6 +106,9 @@ class Run:
             raise OrderError(self._passed(site, port, number))
         if self.switch.done:
             raise NotReachedError(self._missed(site, port, number))
+        if self.pending:
+            self.settle()
+            self.pending.clear()
         self._wanted = (site.key, number, port)
         self._asked[port].add(site.key)
         self.live = None
@@ -131,12 +137,27 @@ class Run:
     def finish(self) -> Any:
         """Let the model run to its end and return what it returned; None if it failed or was stopped."""
         self._wanted = None
+        try:
+            self.settle()
+        except BaseException:
+            self.end()
+            raise
+        self.pending.clear()
         while not self.switch.done:
             self.live = None
             self.switch.resume()
             if self.switch.done:
                 self._close()
         return self.switch.result
+
+    def settle(self) -> None:
+        """Let what waits for the model to go on have its effect now."""
+        try:
+            for call in list(self.pending):
+                call()
+        except BaseException:
+            self.pending.clear()
+            raise
 
     def stop(self) -> None:
         """End the model's run where it is. What was read stays; nothing more can be asked for."""
@@ -155,7 +176,7 @@ class Run:
             return  # left to the thread that owns it
         error = self.switch.error
         self._release()
-        if started and not self.switch.unwound:
+        if started and (self._held_back or not self.switch.unwound):
             how = (
                 f"raised {type(error).__name__}: {error}"
                 if error is not None
@@ -193,6 +214,7 @@ class Run:
 
     def _release(self) -> None:
         self.live = self.side = None
+        self.pending.clear()
         self.watchers.clear()
         self.frames.clear()
         while self.at_end:
@@ -226,6 +248,7 @@ class Run:
 
     def _arrive(self, visit: Visit, port: Port) -> None:
         if self.switch.ending:
+            self._held_back = self._held_back or port == "output"  # a call that should have been unwound
             raise RunEnded
         visit.port = port
         if self.watchers:

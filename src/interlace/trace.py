@@ -143,6 +143,15 @@ class Trace:
             raise TraceError("This trace is not open: its `with` block has not begun, or is over.")
         return self._run
 
+    def before_going_on(self, call: Callable[[], None]) -> None:
+        """Have something called before the model goes on from here: at the next request, or when the block ends."""
+        self.run.pending.append(call)
+
+    def settle(self) -> None:
+        """Let what waits for the model to go on have its effect now."""
+        if self.run.pending:
+            self.run.settle()
+
     def tap(self, module: nn.Module) -> None:
         """Let a module that the tree has just learned of report in this run."""
         if not any(module in placed.modules for placed in (self._taps, *self._strays) if placed is not None):
