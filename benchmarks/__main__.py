@@ -21,7 +21,7 @@ def parsed() -> argparse.Namespace:
         "--profile", action="store_true", help="where the time of a trace goes, and nothing else"
     )
     parser.add_argument("--only", default="", help="the models whose name has this in it, and nothing else")
-    parser.add_argument("--seconds", type=float, help="for each figure; 4, or 0.2 with --quick")
+    parser.add_argument("--seconds", type=float, help="for each figure; 2.5, or 0.2 with --quick")
     parser.add_argument(
         "--markdown", type=Path, metavar="PAGE", help="put the tables between the markers of a page"
     )
@@ -30,7 +30,7 @@ def parsed() -> argparse.Namespace:
 
 def rows(wanted: argparse.Namespace) -> list[Row]:
     makers = models.subjects()[: -1 if wanted.quick else None]
-    seconds = wanted.seconds or (0.2 if wanted.quick else 4.0)
+    seconds = wanted.seconds or (0.2 if wanted.quick else 2.5)
     found: list[Row] = []
     for make in tqdm(makers, desc="models", leave=False):
         subject = make()
@@ -54,7 +54,7 @@ def sections(wanted: argparse.Namespace) -> list[str]:
         parts += [f"## Memory: {subject.name}\n", report.memory(memory.growths(subject, runs), None)]
         parts += [
             "## Memory: a GPT-2 of 2 layers\n",
-            report.memory(memory.growths(small, runs), memory.kept(small)),
+            report.memory(memory.growths(small, runs // 5), memory.kept(small)),
         ]
     return parts
 

@@ -2,7 +2,7 @@
 
 import statistics
 from dataclasses import dataclass
-from time import perf_counter_ns
+from time import thread_time_ns
 
 import torch
 from torch import Tensor, nn
@@ -46,18 +46,18 @@ def wrapping(modules: int, fresh: int) -> Wrapping:
     times: list[tuple[float, float, float, float]] = []
     for _ in range(fresh + 1):
         net = Nested(modules)
-        start = perf_counter_ns()
+        start = thread_time_ns()
         model = il.Model(net)
-        wrapped = perf_counter_ns()
+        wrapped = thread_time_ns()
         with model.trace(x):
             value = model.last.output
-        read = perf_counter_ns()
+        read = thread_time_ns()
         assert torch.equal(value, x)
         il.Model(net)
-        again = perf_counter_ns()
+        again = thread_time_ns()
         with model.trace(x):
             pass
-        empty = perf_counter_ns()
+        empty = thread_time_ns()
         times.append((wrapped - start, again - read, empty - again, read - start))
     medians = [statistics.median(column) / 1000 for column in zip(*times[1:], strict=True)]
     return Wrapping(sum(1 for _ in net.modules()), *medians)

@@ -95,14 +95,12 @@ def test_memory_is_counted() -> None:
     assert memory.growth("none", lambda: torch.zeros(1), 20).tensors == 0
 
 
-@pytest.mark.parametrize("make", MAKERS[:2], ids=["overhead", "gpt2"])
-def test_traces_leave_no_tensor(make: Callable[[], Subject]) -> None:
-    subject = make()
-    for growth in memory.growths(subject, 20):
+def test_traces_leave_no_tensor() -> None:
+    subject = MAKERS[1]()
+    for growth in memory.growths(subject, 10):
         assert growth.tensors == 0, growth.name
-    if subject.prompt is not None:  # the overhead nets return what they were given
-        asked, there = memory.kept(subject)
-        assert asked == there
+    asked, there = memory.kept(subject)
+    assert asked == there
 
 
 def test_wrapping_is_measured_on_models_that_have_the_size() -> None:
