@@ -195,6 +195,8 @@ class Switch:
             return
         if self._worker is None:
             self._forget()
+        elif sys.is_finalizing():
+            return  # no stack can be switched to any more, and all of them are about to go
         elif _homes.home is not self._home:
             self._leave_to_owner()
         else:
