@@ -7,6 +7,7 @@ import gc
 import pickle
 import re
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from interlace.errors import (
     NameMissError,
     OutsideTraceError,
 )
+from interlace.site import Visit
 from tests.models import Bert, Experts, Looped, Odd, Tied, Transformer, ids, sequential
 
 
@@ -242,7 +244,7 @@ def test_a_module_that_is_no_child_is_wrapped_and_seen() -> None:
             return self._hidden[0]
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.secret(x)
+            return self.secret(x)  # type: ignore[no-any-return]
 
     net = Remapped()
     model = il.Model(net)
@@ -362,11 +364,11 @@ def test_a_method_that_returns_its_module_returns_the_envoy(model: il.Model) -> 
 
 def test_a_method_is_told_from_a_trace_without_source(model: il.Model) -> None:
     """S-09: from the calling instruction, in code that has no source."""
-    space = {"model": model, "x": ids()}
+    space: dict[str, Any] = {"model": model, "x": ids()}
     exec(
         "with model.generate(x, steps=1) as t: a = model.output.logits\nb = model.generate(x, steps=1)", space
     )
-    assert torch.equal(space["t"].result, space["b"])  # type: ignore[attr-defined]
+    assert torch.equal(space["t"].result, space["b"])
 
 
 def test_an_override_of_a_method_runs_in_its_place(net: Transformer) -> None:
@@ -551,10 +553,6 @@ def test_repr_shows_aliases_and_mounts(net: Transformer) -> None:
 
 def test_repr_shows_shapes_after_a_scan(net: Transformer, model: il.Model) -> None:
     """S-49, S-03: as a scan leaves them."""
-    visit = il.model.Envoy  # the tree holds visits, whoever made them
-    del visit
-    from interlace.site import Visit
-
     seen = Visit(id(net.lm_head), 0, (), {})
     seen.result = torch.zeros(2, 5, 11)
     model._tree.shapes["model.lm_head"] = seen
@@ -706,7 +704,7 @@ def test_an_attribute_error_of_the_model_is_its_own(model: il.Model) -> None:
 
     class Broken(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.nothing  # type: ignore[no-any-return]
+            return x.nothing  # type: ignore[attr-defined, no-any-return]
 
     broken = il.Model(nn.Sequential(Broken()))
     with (

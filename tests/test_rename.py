@@ -175,7 +175,7 @@ def test_a_subclass_of_module_is_matched(net: Transformer) -> None:
     class Wide(Mlp):
         pass
 
-    net.h[1].mlp = Wide(8)  # type: ignore[assignment]
+    net.h[1].mlp = Wide(8)
     model = il.Model(net, envoys={nn.Module: Own, Mlp: Other})
     assert type(model.h[0].mlp) is type(model.h[1].mlp) is Other
     assert type(model.h[1].attn) is Own

@@ -2,6 +2,7 @@
 
 # ruff: noqa: B018, E501, PERF401, PT012, SIM117
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -295,7 +296,13 @@ def test_iter_after_the_block_is_refused(model: il.Model, x: Tensor) -> None:
     """S-33."""
     with model.trace(x) as tracer:
         pass
-    for use in (lambda: tracer.iter, lambda: tracer.all(), lambda: tracer.next(), lambda: tracer.stop()):
+    uses: list[Callable[[], Any]] = [
+        lambda: tracer.iter,
+        lambda: tracer.all(),
+        lambda: tracer.next(),
+        lambda: tracer.stop(),
+    ]
+    for use in uses:
         with pytest.raises(
             TraceError, match=r"This trace is not open: its `with` block has not begun, or is over"
         ):

@@ -20,7 +20,7 @@ class ByHead(il.Envoy):
     @il.view("proj.input")
     def heads(self, mixed: Tensor) -> Tensor:
         """What each head read: batch pos head d_head."""
-        return mixed.unflatten(-1, (self.n_head, -1))
+        return mixed.unflatten(-1, (self.n_head, -1))  # type: ignore[no-any-return, no-untyped-call]
 
     @heads.back
     def _(self, mixed: Tensor, heads: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class ByHead(il.Envoy):
     @il.view("output")
     def first_heads(self, output: Any) -> Tensor:
         """A copy, heads first: head batch pos d_head."""
-        return output[0].unflatten(-1, (self.n_head, -1)).movedim(-2, 0).contiguous()
+        return output[0].unflatten(-1, (self.n_head, -1)).movedim(-2, 0).contiguous()  # type: ignore[no-any-return]
 
     @first_heads.back
     def _(self, output: Any, heads: Tensor) -> Any:
@@ -38,7 +38,7 @@ class ByHead(il.Envoy):
     @il.view("output")
     def norm(self, output: Any) -> Tensor:
         """Length of the output, only to be read."""
-        return output[0].norm(dim=-1)
+        return output[0].norm(dim=-1)  # type: ignore[no-any-return]
 
     @il.view("output")
     def broken(self, output: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a trace, or a plain call through the wrapper, runs: the module's own call or a method, on prepared input."""
+"""What a trace, or a plain call through the wrapper, runs: the module or a method, on prepared input."""
 
 import sys
 from collections.abc import Callable
@@ -19,8 +19,10 @@ def resolve(envoy: "Envoy", fn: Function) -> Callable[..., Any]:
     """What `fn` names: the module's own call, a method of it, or an override of the envoy's class."""
     if fn is None:
         return envoy._module
+    if isinstance(fn, Method):
+        return resolve(fn.envoy, fn.name)
     if not isinstance(fn, str):
-        return fn.function if isinstance(fn, Method) else fn
+        return fn
     for spelling in (f"__interlace_{fn}__", f"__nnsight_{fn}__"):
         own = getattr(type(envoy), spelling, None)
         if own is not None:
@@ -34,7 +36,9 @@ def resolve(envoy: "Envoy", fn: Function) -> Callable[..., Any]:
 def prepare(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
     """The call to run, on input that the model's class has prepared and that is where the model is."""
     envoy._tree.load()
-    args, kwargs = envoy._prepare_input(*args, **kwargs) if fn is None else envoy._function_input(fn, args, kwargs)
+    args, kwargs = (
+        envoy._prepare_input(*args, **kwargs) if fn is None else envoy._function_input(fn, args, kwargs)
+    )
     device = envoy._tree.device()
     if device is not None and device.type != "meta":
         for tensor in tensors((args, kwargs)):
@@ -86,4 +90,3 @@ class Method:
 
     def __repr__(self) -> str:
         return f"<method {self.name} of {self.envoy.path}>"
-

@@ -56,7 +56,9 @@ class Config:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _DEFAULTS:
-            raise ConfigError(f"There is no setting `{name}`.{nearest(name, _DEFAULTS)} Known: {', '.join(_DEFAULTS)}.")
+            raise ConfigError(
+                f"There is no setting `{name}`.{nearest(name, _DEFAULTS)} Known: {', '.join(_DEFAULTS)}."
+            )
         if isinstance(_DEFAULTS[name], bool) and not isinstance(value, bool):
             raise ConfigError(f"The setting `{name}` is True or False, not {value!r}.")
         if not isinstance(_DEFAULTS[name], bool) and not isinstance(value, (str, type(_DEFAULTS[name]))):
@@ -70,7 +72,16 @@ class Config:
 
 
 def _boolean(name: str, given: str) -> bool:
-    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    words = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }
     if given.lower() not in words:
         raise ConfigError(f"INTERLACE_{name.upper()}={given!r}: write 1 or 0.")
     return words[given.lower()]
@@ -86,7 +97,7 @@ def _from_file() -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{path} must hold one JSON object, as {{\"checks\": true}}.")
+        raise ConfigError(f'{path} must hold one JSON object, as {{"checks": true}}.')
     unknown = [name for name in found if name not in _DEFAULTS]
     if unknown:
         raise ConfigError(f"{path}: there is no setting `{unknown[0]}`.{nearest(unknown[0], _DEFAULTS)}")

@@ -1,7 +1,7 @@
 """The stand-in of one module: navigation, and the values at its ports.
 
-The tree of envoys mirrors the tree of modules and is made as it is walked. An envoy knows where it is and asks the
-trace that its caller stands in; how a value is had, is not its business.
+The tree of envoys mirrors the tree of modules and is made as it is walked. An envoy knows where it is and
+asks the trace that its caller stands in; how a value is had, is not its business.
 """
 
 import difflib
@@ -33,13 +33,13 @@ _OWN = frozenset({"_tree", "_module", "_path", "_site", "_fused", "__weakref__"}
 class Envoy:
     """The stand-in of one module of a model.
 
-    Child modules are envoys under the same names. Inside a trace, `output`, `input` and `inputs` are the real values
-    at the visit that the trace is at; assigning to them replaces what the model goes on with.
+    Child modules are envoys under the same names. Inside a trace, `output`, `input` and `inputs` are the real
+    values at the visit that the trace is at; assigning to them replaces what the model goes on with.
 
     Args:
         module: The module to stand for.
         path: The name of the root in paths and messages.
-        rename: Other names for modules: `{"h": "layers", ".transformer.h": ".blocks", "h.*.attn": "attention"}`.
+        rename: Other names for modules: `{"h": "layers", ".transformer.h": ".blocks", "h.*.attn": "mixer"}`.
         envoys: An Envoy class for all modules, or a map from module class, path suffix or wildcard to one.
 
     Raises:
@@ -93,7 +93,7 @@ class Envoy:
             plain = _plain(type(self))
             object.__setattr__(self, "__class__", _shadowed(plain, frozenset(hidden)) if hidden else plain)
 
-    # -- values -------------------------------------------------------------------------------------------------
+    # -- values ----------------------------------------------------------------------------------------------
 
     def _at(self, port: Port, feature: str) -> Visit:
         """The visit that a request made two frames up means."""
@@ -149,9 +149,11 @@ class Envoy:
             return visit.args[0]  # type: ignore[no-any-return]
         if visit.kwargs:
             return next(iter(visit.kwargs.values()))  # type: ignore[no-any-return]
-        raise IndexError(f"`{spell(self._path)}` was called with no arguments, so it has no `input`; see `inputs`.")
+        raise IndexError(
+            f"`{spell(self._path)}` was called with no arguments, so it has no `input`; see `inputs`."
+        )
 
-    @input.setter
+    @input.setter  # noqa: A003
     def input(self, value: Any) -> None:
         visit = self._at_input("input", sys._getframe(1))
         where = f"{self._path}.input"
@@ -161,7 +163,9 @@ class Envoy:
             first = next(iter(visit.kwargs))
             visit.kwargs = {**visit.kwargs, first: replace(visit.kwargs[first], value, where)}
         else:
-            raise IndexError(f"`{spell(self._path)}` was called with no arguments, so there is no `input` to replace.")
+            raise IndexError(
+                f"`{spell(self._path)}` was called with no arguments, so there is no `input` to replace."
+            )
 
     def _visit_or_scan(self, feature: str, frame: Any) -> Visit:
         trace = self._tree.trace_at(frame)
@@ -227,7 +231,7 @@ class Envoy:
             return self._module(*args, **kwargs)
         return calls.plain(self, None, args, kwargs)
 
-    # -- runs ---------------------------------------------------------------------------------------------------
+    # -- runs ------------------------------------------------------------------------------------------------
 
     def trace(
         self,
@@ -261,7 +265,7 @@ class Envoy:
         return calls.plain(self, fn, args, kwargs)
 
     def _prepare_input(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What a call with these inputs is made with. A model class for another kind of input overrides it."""
+        """What a call with these inputs is made with; a class for another kind of input overrides it."""
         return args, kwargs
 
     def _function_input(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG002
@@ -290,7 +294,7 @@ class Envoy:
         self._old_step("next").next(step)
         return self
 
-    # -- the tree -----------------------------------------------------------------------------------------------
+    # -- the tree --------------------------------------------------------------------------------------------
 
     @property
     def path(self) -> str:
@@ -449,7 +453,9 @@ class Envoy:
         """
         here: Any = self
         for part in path.split("."):
-            if part in ("output", "input", "inputs") and not (isinstance(here, Envoy) and part in here._module._modules):
+            if part in ("output", "input", "inputs") and not (
+                isinstance(here, Envoy) and part in here._module._modules
+            ):
                 return here._value(part, sys._getframe(1)) if isinstance(here, Envoy) else getattr(here, part)
             if part:
                 here = getattr(here, part)
@@ -475,7 +481,7 @@ class Envoy:
         """`modules(names=True)`."""
         return self.modules(include_fn, names=True)
 
-    # -- torch --------------------------------------------------------------------------------------------------
+    # -- torch -----------------------------------------------------------------------------------------------
 
     def to(self, *args: Any, **kwargs: Any) -> "Envoy":
         """Move the module in place, as `nn.Module.to` does."""
@@ -510,10 +516,10 @@ class Envoy:
         return show(self)
 
     def __copy__(self) -> "Envoy":
-        twin = object.__new__(_plain(type(self)))
+        twin: Envoy = object.__new__(_plain(type(self)))
         twin.__dict__.update(self.__dict__)
         if self._path == self._tree.path:
-            tree = Tree(self._module, self._path, self._tree.names)
+            tree = self._tree.twin()
             children = [name for name, value in self.__dict__.items() if isinstance(value, Envoy)]
             for name in children:
                 del twin.__dict__[name]
@@ -529,7 +535,9 @@ class Envoy:
         return _restore, (root, self._tree.module, self._tree.path, settings, self._path, state)
 
 
-def _restore(cls: type[Envoy], module: nn.Module, root: str, settings: Any, path: str, state: dict[str, Any]) -> Any:
+def _restore(
+    cls: type[Envoy], module: nn.Module, root: str, settings: Any, path: str, state: dict[str, Any]
+) -> Any:
     top: Any = object.__new__(cls)
     Envoy.__init__(top, module, root, *settings)
     if path == root:
@@ -548,8 +556,10 @@ def _make(tree: Tree, path: str, above: Envoy | None) -> Envoy:
         envoy.__dict__.update(tree.state)
     parts = path.split(".")
     aboves = (tree.find(".".join(parts[:n])) for n in range(1, len(parts)))
-    fused = above._fused or isinstance(above._module, FUSED) if above is not None else any(
-        isinstance(module, FUSED) for module in aboves
+    fused = (
+        above._fused or isinstance(above._module, FUSED)
+        if above is not None
+        else any(isinstance(module, FUSED) for module in aboves)
     )
     envoy._stand(tree, module, path, fused)
     return envoy
@@ -599,10 +609,10 @@ def _submodule(name: str) -> property:
         _tell_submodule(envoy, name, 3)
         return envoy._child(name)
 
-    def put(envoy: Envoy, value: Any) -> None:
+    def put(envoy: Envoy, value: Any) -> None:  # noqa: ARG001
         raise NameMissError(
-            f"`{spell(envoy._path)}.{name}` is a submodule. Assign to `.nns_{name}` for this module's value, or to "
-            f"`.{name}.output` for the submodule's."
+            f"`{spell(envoy._path)}.{name}` is a submodule. Assign to `.nns_{name}` for this module's value, "
+            f"or to `.{name}.output` for the submodule's."
         )
 
     return property(get, put, doc=f"The submodule `{name}`.")

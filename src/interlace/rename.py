@@ -1,7 +1,8 @@
 """Other names for modules, and other classes for their envoys: the `rename=` and `envoys=` of a model.
 
-A key says where: a child's name wherever it occurs, a dotted path (a leading dot is optional) where it resolves, a
-path with `*` for one component, or a module class. `Names` settles both maps against a tree of modules.
+A key says where: a child's name wherever it occurs, a dotted path (a leading dot is optional) where it
+resolves, a path with `*` for one component, or a module class. `Names` settles both maps against a tree of
+modules.
 """
 
 import sys
@@ -41,7 +42,9 @@ class Names:
     """
 
     def __init__(self, rename: Aliases | None, envoys: Any, reserved: frozenset[str]) -> None:
-        self.rename = {key: [value] if isinstance(value, str) else list(value) for key, value in (rename or {}).items()}
+        self.rename = {
+            key: [value] if isinstance(value, str) else list(value) for key, value in (rename or {}).items()
+        }
         self.every = envoys if isinstance(envoys, type) else None
         self.classes: Mapping[Key, type] = envoys if isinstance(envoys, Mapping) else {}
         self.reserved = reserved
@@ -53,13 +56,19 @@ class Names:
         self.aliases = {}
         if not self.rename and not self.classes:
             return
-        known = [(_path(tree.path, name), module) for name, module in tree.module.named_modules(remove_duplicate=False)]
+        known = [
+            (_path(tree.path, name), module)
+            for name, module in tree.module.named_modules(remove_duplicate=False)
+        ]
         if self.rename:
             hits = {key: self._settle(key, known) for key in self.rename}
             _warn_unmatched("rename", hits, known)
             self._refuse_hiding(tree, dict(known))
         if self.classes:
-            used = {key: any(self._class_key(key, path.split("."), m) for path, m in known) for key in self.classes}
+            used = {
+                key: any(self._class_key(key, path.split("."), m) for path, m in known)
+                for key in self.classes
+            }
             _warn_unmatched("envoys", used, known)
 
     def _settle(self, key: Key, known: list[tuple[str, nn.Module]]) -> bool:
@@ -68,7 +77,9 @@ class Names:
             targets = list(self._targets(key, path, module))
             if len(targets) > 1:
                 spelled = " and ".join(f"`{path}.{target}`" for target in targets[:3])
-                raise RenameError(f"The rename key {_show(key)} is ambiguous: it matches {spelled}. Name one of them.")
+                raise RenameError(
+                    f"The rename key {_show(key)} is ambiguous: it matches {spelled}. Name one of them."
+                )
             for target in targets:
                 found = True
                 for alias in self.rename[key]:
@@ -90,14 +101,20 @@ class Names:
     def _add(self, path: str, module: nn.Module, alias: str, target: str) -> None:
         held = self.aliases.setdefault(path, {})
         if alias in self.reserved:
-            raise RenameError(f"The alias `{alias}` for `{path}.{target}` would hide the feature `Envoy.{alias}`.")
+            raise RenameError(
+                f"The alias `{alias}` for `{path}.{target}` would hide the feature `Envoy.{alias}`."
+            )
         if alias == target:
             return
         if hasattr(module, alias):
             kind = type(module).__name__
-            raise RenameError(f"The alias `{alias}` for `{path}.{target}` would hide `{kind}.{alias}` at `{path}`.")
+            raise RenameError(
+                f"The alias `{alias}` for `{path}.{target}` would hide `{kind}.{alias}` at `{path}`."
+            )
         if held.setdefault(alias, target) != target:
-            raise RenameError(f"The alias `{alias}` stands for both `{path}.{held[alias]}` and `{path}.{target}`.")
+            raise RenameError(
+                f"The alias `{alias}` stands for both `{path}.{held[alias]}` and `{path}.{target}`."
+            )
 
     def _refuse_hiding(self, tree: "Tree", known: Mapping[str, nn.Module]) -> None:
         """No alias may hide what an envoy class of the user's has."""
@@ -106,7 +123,8 @@ class Names:
             for alias, target in held.items():
                 if cls is not None and hasattr(cls, alias):
                     raise RenameError(
-                        f"The alias `{alias}` for `{path}.{target}` would hide `{cls.__name__}.{alias}` at `{path}`."
+                        f"The alias `{alias}` for `{path}.{target}` would hide `{cls.__name__}.{alias}` "
+                        f"at `{path}`."
                     )
 
     def envoy_class(self, path: str, module: nn.Module, default: type) -> type:
@@ -162,4 +180,6 @@ def _warn_unmatched(option: str, hits: Mapping[Key, bool], known: list[tuple[str
     names = dict.fromkeys([*paths, *(part for path in paths for part in path.split("."))])
     near = "".join(nearest(key.strip("."), names) for key in hits if isinstance(key, str))
     shown = ", ".join(_show(key) for key in hits)
-    warnings.warn(f"No key of `{option}=` matches a module: {shown}.{near}", InterlaceWarning, stacklevel=_outside())
+    warnings.warn(
+        f"No key of `{option}=` matches a module: {shown}.{near}", InterlaceWarning, stacklevel=_outside()
+    )

@@ -1,4 +1,4 @@
-"""How a tree of envoys prints: like torch prints its modules, with aliases, shapes after a scan, and repeats folded."""
+"""How a tree of envoys prints: as torch prints its modules, with aliases, shapes, and repeats folded."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,9 @@ def _children(envoy: "Envoy") -> list[str]:
 
 def _mounts(envoy: "Envoy") -> list[str]:
     mounts = envoy._tree.names.aliases.get(envoy._path, {})
-    return _plain([(f"{alias}/{target}", _text(envoy.get(target))) for alias, target in mounts.items() if "." in target])
+    return _plain(
+        [(f"{alias}/{target}", _text(envoy.get(target))) for alias, target in mounts.items() if "." in target]
+    )
 
 
 def _plain(texts: list[tuple[str, str]]) -> list[str]:

@@ -1,7 +1,8 @@
 """Locations in a model, and the occasions on which a run comes past them.
 
-A `Site` is a place: a module's call, or an operation of one. It has two ports, `input` and `output`. A `Visit` is one
-occasion on which a run reaches a site. This is the only module that turns a location into text.
+A `Site` is a place: a module's call, or an operation of one. It has two ports, `input` and `output`. A
+`Visit` is one occasion on which a run reaches a site. This is the only module that turns a location into
+text.
 """
 
 from dataclasses import dataclass
@@ -33,11 +34,11 @@ class Site:
 class Visit:
     """One occasion on which a run reaches a site, with the values that are at hand.
 
-    `port` says which side of the call the run is at. What is written to `args`, `kwargs` and `result` is what the
-    model goes on with; `skipped` means that `result` stands in for the call.
+    `port` says which side of the call the run is at. What is written to `args`, `kwargs` and `result` is what
+    the model goes on with; `skipped` means that `result` stands in for the call.
     """
 
-    __slots__ = ("__weakref__", "args", "kwargs", "key", "number", "port", "result", "skipped")
+    __slots__ = ("__weakref__", "args", "key", "kwargs", "number", "port", "result", "skipped")
 
     def __init__(self, key: Any, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.key = key

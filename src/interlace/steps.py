@@ -1,7 +1,7 @@
 """Which visit a request means: the first of the run, or the first within the current step of a loop.
 
-A step spans two successive starts of the pacemaker: the traced module when a method such as `generate` is traced,
-else the first site that the loop's body asked for.
+A step spans two successive starts of the pacemaker: the traced module when a method such as `generate` is
+traced, else the first site that the loop's body asked for.
 """
 
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
@@ -101,17 +101,19 @@ class Steps:
     def _indices(self, which: Which) -> Iterator[int]:
         if isinstance(which, slice):
             return self._slice(which)
-        chosen = [which] if isinstance(which, int) else list(which)
+        chosen: list[Any] = [which] if isinstance(which, int) else list(which)
         if any(not isinstance(n, int) or n < 0 for n in chosen) or chosen != sorted(set(chosen)):
-            raise TraceError(f"Steps are counted from 0 and come in order, each once; {which!r} cannot be run.")
+            raise TraceError(
+                f"Steps are counted from 0 and come in order, each once; {which!r} cannot be run."
+            )
         return iter(chosen)
 
     def _slice(self, which: slice) -> Iterator[int]:
         stride = 1 if which.step is None else which.step
         if stride < 1 or (which.start or 0) < 0 or (which.stop is not None and which.stop < 0):
             raise TraceError(
-                f"tracer.iter[{which.start}:{which.stop}:{which.step}] counts from the end, which nobody knows while "
-                "the model runs.\nUse steps from 0 upward."
+                f"tracer.iter[{which.start}:{which.stop}:{which.step}] counts from the end, which nobody "
+                "knows while the model runs.\nUse steps from 0 upward."
             )
         index = which.start if which.start is not None else self._next()
         while which.stop is None or index < which.stop:
@@ -149,4 +151,3 @@ class Iter:
 
     def __iter__(self) -> Iterator[int]:
         return self._steps.loop(slice(None))
-

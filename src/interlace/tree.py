@@ -56,6 +56,14 @@ class Tree:
         self._inner: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
         self._parameter: tuple[dict[str, nn.Parameter | None], str] | None = None
 
+    def twin(self) -> "Tree":
+        """A tree of the same modules and names, with envoys and traces of its own."""
+        tree = Tree(self.module, self.path, self.names)
+        tree.loader, tree.kind = self.loader, self.kind
+        tree.shapes, tree.extras = dict(self.shapes), dict(self.extras)
+        tree.strays, tree.state = dict(self.strays), dict(self.state)
+        return tree
+
     # -- open traces -----------------------------------------------------------------------------------------
 
     def opened(self, owner: Owner, trace: "Trace") -> None:

@@ -1,7 +1,7 @@
 """Nested values: visit, replace and compare the tensors inside tuples, dicts, dataclasses and `ModelOutput`s.
 
-What travels between the modules of a model is a tensor or some nest of containers around tensors. Anything that is
-not a known container is a leaf. Knows nothing of models.
+What travels between the modules of a model is a tensor or some nest of containers around tensors. Anything
+that is not a known container is a leaf. Knows nothing of models.
 """
 
 import dataclasses
@@ -22,7 +22,11 @@ def children(value: object) -> list[tuple[str, Any]] | None:
     if isinstance(value, Mapping):
         return [(f"[{key!r}]", part) for key, part in value.items()]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(f".{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value) if hasattr(value, f.name)]
+        return [
+            (f".{f.name}", getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if hasattr(value, f.name)
+        ]
     return None
 
 
@@ -36,7 +40,8 @@ def rebuild(value: Any, parts: list[Any]) -> Any:
         items = dict(zip(value, parts, strict=True))
         if type(value) is dict:
             return items
-        return type(value)(**items) if all(isinstance(key, str) for key in items) else type(value)(items)
+        make: Any = type(value)
+        return make(**items) if all(isinstance(key, str) for key in items) else make(items)
     names = [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
     copy = object.__new__(type(value))
     copy.__dict__.update(getattr(value, "__dict__", {}))
@@ -97,15 +102,17 @@ def describe(value: object) -> str:
         return "None" if value is None else type(value).__name__
     if type(value) in (tuple, list):
         left, right = "()" if isinstance(value, tuple) else "[]"
-        return left + ", ".join(describe(part) for _, part in inside[:4]) + (", ..." * (len(inside) > 4)) + right
+        return (
+            left + ", ".join(describe(part) for _, part in inside[:4]) + (", ..." * (len(inside) > 4)) + right
+        )
     return f"{type(value).__name__}({', '.join(name.strip('.') for name, _ in inside[:8])})"
 
 
 def mismatch(old: Any, new: Any, where: str = "", *, structure: bool = False) -> str | None:
     """Why `new` cannot stand where `old` stood, or None when it can.
 
-    Structure, shape, dtype and device must agree, or the structure alone; leaves that are not tensors may be anything
-    but tensors.
+    Structure, shape, dtype and device must agree, or the structure alone; leaves that are not tensors may be
+    anything but tensors.
 
     >>> mismatch((torch.zeros(2), 1), (torch.zeros(3), 1))
     'its shape at [0] is (3,), the model has (2,) there'

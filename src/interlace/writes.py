@@ -41,9 +41,9 @@ def replace(old: Any, new: Any, where: str) -> Any:
     Raises:
         WriteError: Structure, shape, dtype or device differ.
     """
-    if type(new) is torch.Tensor and type(old) is torch.Tensor:
-        if new.shape == old.shape and new.dtype is old.dtype and new.device == old.device:
-            return new
+    both = type(new) is torch.Tensor and type(old) is torch.Tensor
+    if both and new.shape == old.shape and new.dtype is old.dtype and new.device == old.device:
+        return new
     if isinstance(new, Insisted):
         return new.value
     if config.checks:
@@ -65,8 +65,15 @@ def replace_inputs(visit: Visit, value: Any, where: str) -> None:
     """
     checked = not isinstance(value, Insisted)
     pair = value if checked else value.value
-    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], tuple) and isinstance(pair[1], dict)):
-        raise WriteError(f"`{spell(where)}` takes `(args, kwargs)`, a tuple and a dict, not {describe(pair)}.")
+    if not (
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and isinstance(pair[0], tuple)
+        and isinstance(pair[1], dict)
+    ):
+        raise WriteError(
+            f"`{spell(where)}` takes `(args, kwargs)`, a tuple and a dict, not {describe(pair)}."
+        )
     if checked:
         replace((visit.args, visit.kwargs), pair, where)
     visit.args, visit.kwargs = pair
