@@ -110,9 +110,8 @@ def test_captured_equals_in_place_in_a_module(bodies: list[str]) -> None:
 @given(st.lists(BODIES, min_size=1, max_size=3), st.booleans())
 def test_captured_equals_in_place_in_a_function(bodies: list[str], cells: bool) -> None:
     start = "a, b, c, d, e = 1, 2, 3, 4, 5\n" + ("look = lambda: (a, b, c, d, e)\n" if cells else "")
-    text = (
-        "kept = {}\ndef main():\n"
-        + indent(f"{start}try:\n{indent(blocks(bodies))}\nfinally:\n    kept.update(locals())")
+    text = "kept = {}\ndef main():\n" + indent(
+        f"{start}try:\n{indent(blocks(bodies))}\nfinally:\n    kept.update(locals())"
     )
     before, after = outcome(text, Native()), outcome(text, Group())
     assume(not is_ambiguous(after))
