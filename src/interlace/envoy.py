@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from interlace import calls
+from interlace import calls, edit
+from interlace.batch import concatenate
 from interlace.errors import InterlaceWarning, NameMissError, OutsideTraceError, nearest
 from interlace.rename import Aliases, Names
 from interlace.repr import show
+from interlace.session import Session
 from interlace.site import Port, Site, Visit, spell
 from interlace.source.view import ForwardSource
 from interlace.trace import Trace
@@ -260,6 +262,38 @@ class Envoy:
         """Run `fn` (a method name or a callable) once, without a block, through the preparation of inputs."""
         return calls.plain(self, fn, args, kwargs)
 
+    def edit(self, function: Callable[[Any], Any] | None = None, *, inplace: bool = False) -> Any:
+        """Store a block that every later run replays before its own.
+
+        Args:
+            function: Takes this envoy, or its copy; without it, `with model.edit() as edited:` keeps its block.
+            inplace: Keep it on this model. Else it is kept on a copy that shares the weights.
+
+        Returns:
+            The edited model.
+
+        Example:
+            >>> model = Envoy(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+            >>> def silence(model):
+            ...     model[0].output[:] = -1
+            >>> edited = model.edit(silence)
+            >>> edited(torch.ones(1, 2))
+            tensor([[0., 0., 0.]], grad_fn=<ReluBackward0>)
+        """
+        return edit.edit(self, function, inplace)
+
+    def clear_edits(self) -> None:
+        """Drop the edits that are stored on this envoy."""
+        edit.clear(self)
+
+    def session(self) -> "Session":
+        """A scope around several traces that share values: `with model.session():`. Locally it only marks them."""
+        return Session(self)
+
+    def _combine(self, inputs: list[calls.Input], fn: Any) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:  # noqa: ARG002
+        """One call for the prepared inputs of several prompts, and the rows of each."""
+        return concatenate(inputs)
+
     def _prepare_input(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a call with these inputs is made with. A model class for another kind of input overrides it."""
         return args, kwargs
@@ -449,7 +483,9 @@ class Envoy:
         """
         here: Any = self
         for part in path.split("."):
-            if part in ("output", "input", "inputs") and not (isinstance(here, Envoy) and part in here._module._modules):
+            if part in ("output", "input", "inputs") and not (
+                isinstance(here, Envoy) and part in here._module._modules
+            ):
                 return here._value(part, sys._getframe(1)) if isinstance(here, Envoy) else getattr(here, part)
             if part:
                 here = getattr(here, part)
@@ -514,6 +550,7 @@ class Envoy:
         twin.__dict__.update(self.__dict__)
         if self._path == self._tree.path:
             tree = Tree(self._module, self._path, self._tree.names)
+            tree.extras = self._tree.extras
             children = [name for name, value in self.__dict__.items() if isinstance(value, Envoy)]
             for name in children:
                 del twin.__dict__[name]
@@ -548,8 +585,10 @@ def _make(tree: Tree, path: str, above: Envoy | None) -> Envoy:
         envoy.__dict__.update(tree.state)
     parts = path.split(".")
     aboves = (tree.find(".".join(parts[:n])) for n in range(1, len(parts)))
-    fused = above._fused or isinstance(above._module, FUSED) if above is not None else any(
-        isinstance(module, FUSED) for module in aboves
+    fused = (
+        above._fused or isinstance(above._module, FUSED)
+        if above is not None
+        else any(isinstance(module, FUSED) for module in aboves)
     )
     envoy._stand(tree, module, path, fused)
     return envoy

@@ -17,11 +17,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
-from interlace.calls import Function, resolve
+from interlace.calls import Function, Input, resolve
 from interlace.envoy import Envoy
 from interlace.errors import InputError, InterlaceWarning
 from interlace.model import Model
-from interlace.prompts import encode, pad_labels, position_ids
+from interlace.prompts import encode, pad_labels, pad_together, position_ids
 from interlace.rename import Aliases
 from interlace.switch import carried
 
@@ -168,12 +168,21 @@ class LanguageModel(Model):
             kwargs.get("position_ids") is None
             and mask is not None
             and _hides(mask)
-            and "position_ids" in self._takes()
+            and "position_ids" in self._parameters()
         ):
             given = kwargs.get("input_ids")
             given = kwargs["inputs_embeds"] if given is None else given
             kwargs = {**kwargs, "position_ids": position_ids(mask)[:, -given.shape[1] :]}
         return (), kwargs
+
+    def _combine(self, inputs: list[Input], fn: Function) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
+        """One batch of several prompts, padded on the left."""
+        if any(args for args, _ in inputs):
+            return super()._combine(inputs, fn)
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        together = pad_together([kwargs for _, kwargs in inputs], 0 if pad is None else pad)
+        args, kwargs, sizes = super()._combine([((), kwargs) for kwargs in together], fn)
+        return (*(self._prepare_input(*args, **kwargs) if fn is None else (args, kwargs)), sizes)
 
     def _function_input(self, fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Another function gets token ids for a prompt if it takes them; positions are its own."""
@@ -191,7 +200,7 @@ class LanguageModel(Model):
         encoding = encode(args[0], self.tokenizer)
         if kwargs.get("labels") is not None:
             kwargs = {**kwargs, "labels": pad_labels(kwargs["labels"], encoding["input_ids"], self.tokenizer)}
-        more = dict(zip(self._takes()[1:], args[1:], strict=False)) if len(args) > 1 else {}
+        more = dict(zip(self._parameters()[1:], args[1:], strict=False)) if len(args) > 1 else {}
         return {**encoding, **more, **kwargs}
 
     def _takes(self) -> list[str]:

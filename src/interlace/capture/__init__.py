@@ -7,6 +7,6 @@ of them takes a plain function as well; this part serves their `with` form.
 from interlace.capture.body import Body, Template, capture
 from interlace.capture.fault import CaptureError
 from interlace.capture.scope import Family, Scope
-from interlace.capture.skip import Skipped, write
+from interlace.capture.skip import Skipped, held, write
 
-__all__ = ["Body", "CaptureError", "Family", "Scope", "Skipped", "Template", "capture", "write"]
+__all__ = ["Body", "CaptureError", "Family", "Scope", "Skipped", "Template", "capture", "held", "write"]

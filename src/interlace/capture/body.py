@@ -85,7 +85,7 @@ class Body:
     def before(self) -> dict[str, object]:
         """What the frame holds now of the names that the block mentions."""
         assert self.frame is not None
-        here = self.frame.f_locals
+        here = skip.held(self.frame)
         template = self.template
         return {name: here[name] for name in template.reads | template.binds if name in here}
 
@@ -105,7 +105,7 @@ class Body:
         """
         assert self.frame is not None
         code, frame = self.template.code, self.frame
-        closure = tuple(CellType(frame.f_locals[name]) for name in code.co_freevars)
+        closure = tuple(CellType(skip.held(frame)[name]) for name in code.co_freevars)
         function = FunctionType(code, frame.f_globals, code.co_name, None, closure)
         return _Bound(function, first_argument(frame))
 
@@ -147,7 +147,7 @@ def _forget_skip(error: BaseException) -> None:
 def first_argument(frame: FrameType) -> object:
     """What `super()` without arguments takes for the instance."""
     code = frame.f_code
-    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    return skip.held(frame).get(code.co_varnames[0]) if code.co_argcount else None
 
 
 def capture(frame: FrameType, remedy: str = FUNCTION_FORM) -> Body:
@@ -179,7 +179,7 @@ def capture(frame: FrameType, remedy: str = FUNCTION_FORM) -> Body:
 
 
 def _refuse_deletes(template: Template, frame: FrameType) -> None:
-    bound = sorted(template.deletes & frame.f_locals.keys())
+    bound = sorted(template.deletes & skip.held(frame).keys())
     if bound:
         raise CaptureError(
             f"{frame.f_code.co_filename}:{template.line}: this block runs later, as a function: `del {bound[0]}`\n"

@@ -158,13 +158,13 @@ class Family:
         for scope in self.scopes:
             scope._il_family = None
             scope._il_before = {}
-            if frame is not None and frame.f_locals is frame.f_globals:
+            if frame is not None and frame.f_code.co_name == "<module>" and frame.f_locals is frame.f_globals:
                 scope.__dict__ = frame.f_globals  # functions made in the block go on with the module's names
         self.scopes.clear()
         self.binders.clear()
 
     def _commit(self, frame: FrameType) -> None:
-        here = frame.f_locals
+        here = skip.held(frame)
         out: dict[str, object] = {}
         for name, places in self.binders.items():
             now = here.get(name, _NOTHING)

@@ -173,6 +173,17 @@ else:
         return _Tracer(frame, offsets)
 
 
+def held(frame: FrameType) -> dict[str, Any]:
+    """The names of a frame with their values. Up to Python 3.12 nothing of them stays behind in the frame."""
+    names = frame.f_locals
+    if not frame.f_code.co_flags & _OPTIMIZED:
+        return names
+    found = dict(names)
+    if sys.version_info < (3, 13):
+        names.clear()  # a snapshot that would keep its values alive
+    return found
+
+
 def write(frame: FrameType, values: Mapping[str, object]) -> None:
     """Bind names in the frame of a function, a class body or a module. Costs the number of its local names."""
     code = frame.f_code
@@ -185,3 +196,4 @@ def write(frame: FrameType, values: Mapping[str, object]) -> None:
     frame_locals.update({name: value for name, value in values.items() if name in own})
     if sys.version_info < (3, 13):
         ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
+        frame_locals.clear()
