@@ -39,7 +39,9 @@ def _rows(given: Input, number: int) -> int:
     for tensor in trees.tensors(given):
         if tensor.dim():
             return tensor.shape[0]
-    raise InputError(f"The input of invoke {number} holds no tensor with a batch dimension, so it has no rows.")
+    raise InputError(
+        f"The input of invoke {number} holds no tensor with a batch dimension, so it has no rows."
+    )
 
 
 def _fields(given: Input) -> str:
@@ -51,7 +53,11 @@ def _join(values: list[Any], field: str) -> Any:
     first = values[0]
     if isinstance(first, torch.Tensor) and first.dim():
         for number, value in enumerate(values):
-            same = isinstance(value, torch.Tensor) and value.shape[1:] == first.shape[1:] and value.dim() == first.dim()
+            same = (
+                isinstance(value, torch.Tensor)
+                and value.shape[1:] == first.shape[1:]
+                and value.dim() == first.dim()
+            )
             if not same or value.dtype != first.dtype:
                 raise InputError(
                     f"The inputs of invoke 0 and invoke {number} cannot be combined: {field} is "
@@ -64,5 +70,8 @@ def _join(values: list[Any], field: str) -> Any:
     parts = [trees.children(value) for value in values]
     if any(part is None or len(part) != len(inside) for part in parts):
         raise InputError(f"The inputs of several invokes cannot be combined: {field} differs in structure.")
-    joined = [_join([part[at][1] for part in parts if part], f"{field}{name}") for at, (name, _) in enumerate(inside)]
+    joined = [
+        _join([part[at][1] for part in parts if part], f"{field}{name}")
+        for at, (name, _) in enumerate(inside)
+    ]
     return trees.rebuild(first, joined)

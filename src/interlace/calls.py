@@ -71,6 +71,7 @@ class Given:
         return not self.args and (self.fn is not None or not self.kwargs)
 
     def __call__(self) -> Callable[[], Any]:
+        """The call to run, or `InputError` where nothing was given."""
         if not self.args and not self.kwargs and self.fn is None:
             raise no_input(self.envoy._path)
         return prepare(self.envoy, self.fn, self.args, self.kwargs)

@@ -1,7 +1,7 @@
 """Edits that stay: a block that every later run of a model replays, before any other.
 
-`edited = model.edit(function)` and `with model.edit() as edited:` store a block in the tree of a model. A stored edit is
-its function and the names that it reads, so that it can be written to a file.
+`edited = model.edit(function)` and `with model.edit() as edited:` store a block in the tree of a model. A
+stored edit is its function and the names that it reads, so that it can be written to a file.
 """
 
 import copy
@@ -151,7 +151,9 @@ def _worker(trace: "Trace", stored: Edit) -> Worker:
         if not trace._paced:
             stored.apply(model)
             return
-        for _ in trace._here().iter[:]:  # a method such as `generate`: in each of its forwards, as a hook would
+        for _ in trace._here().iter[
+            :
+        ]:  # a method such as `generate`: in each of its forwards, as a hook would
             stored.apply(model)
 
     origin = () if stored.origin is None else (stored.origin,)

@@ -1,7 +1,8 @@
 """Several prompts in one forward: the blocks of one trace, each with rows of its own.
 
-`tracer.invoke(x)` takes a function (as a decorator) or captures the block under a `with`. All blocks run when the trace
-runs its model, each on a stack of its own (`workers`), over the rows of its own input (`rows`).
+`tracer.invoke(x)` takes a function (as a decorator) or captures the block under a `with`. All blocks run
+when the trace runs its model, each on a stack of its own (`workers`), over the rows of its own input
+(`rows`).
 """
 
 import sys
@@ -69,7 +70,7 @@ class Invoke:
         self._prompts.add_body(self._given, body)
         return True
 
-    def __call__(self, function: Callable[[], Any]) -> Promise:
+    def __call__(self, function: Callable[[], Any]) -> Any:
         """Run a function without arguments as the block; its name becomes what it returns."""
         return self._prompts.add_function(self._given, function, sys._getframe(1))
 
@@ -117,7 +118,7 @@ class Prompts:
         self._bodies.append(run)
         self._names.append(name)
 
-    def _wait(self, asker: Scope, maker: Scope, name: str) -> None:
+    def _wait(self, asker: Scope, maker: Scope, name: str) -> None:  # noqa: ARG002
         worker = carried()
         assert isinstance(worker, Worker)
         worker.wait(lambda: maker._il_is_settled(name), f"`{name}` from the block at {self._lines[maker]}")
@@ -176,7 +177,9 @@ class Barrier:
 
     def __init__(self, count: int) -> None:
         if count < 1:
-            raise InputError(f"A barrier for {count} blocks would hold nobody; give the number of blocks that meet.")
+            raise InputError(
+                f"A barrier for {count} blocks would hold nobody; give the number of blocks that meet."
+            )
         self._count = count
         self._here = 0
         self._round = 0
@@ -196,4 +199,6 @@ class Barrier:
         if not isinstance(worker, Worker):
             raise TraceError("A barrier is for the blocks of `tracer.invoke(...)`; here only one block runs.")
         this = self._round
-        worker.wait(lambda: self._round > this, f"a barrier for {self._count} blocks, where {self._here} arrived")
+        worker.wait(
+            lambda: self._round > this, f"a barrier for {self._count} blocks, where {self._here} arrived"
+        )

@@ -1,8 +1,9 @@
 """The rows of one prompt in a batch: narrow what the model holds to them, splice what was edited back.
 
-Tensors whose first dimension is the size of the batch are narrowed; everything else passes through as it is. Without
-gradients the narrowed tensors are views, so that an in-place edit is the model's at once. With gradients they are
-copies that are joined again, since one prompt's in-place edit would otherwise void what another's backward needs.
+Tensors whose first dimension is the size of the batch are narrowed; everything else passes through as it
+is. Without gradients the narrowed tensors are views, so that an in-place edit is the model's at once. With
+gradients they are copies that are joined again, since one prompt's in-place edit would otherwise void what
+another's backward needs.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Several blocks served by one run of a model, in the order in which the model passes what they ask for.
 
-Each block runs on a stack of its own, a `Worker`. The model never pauses for them: at a visit that workers wait for,
-their stacks are resumed from the model's own, one after the other, stored edits first. To a block its worker looks
-like the `Run` of a trace that is its alone.
+Each block runs on a stack of its own, a `Worker`. The model never pauses for them: at a visit that workers
+wait for, their stacks are resumed from the model's own, one after the other, stored edits first. To a block
+its worker looks like the `Run` of a trace that is its alone.
 """
 
 from collections.abc import Callable
@@ -121,9 +121,9 @@ class Worker:
             self.side = None
         schedule, run = self.schedule, self.run
         live = schedule.live
-        if live is not None and live.key == site.key and live.number == number:
-            if live.port == port or port == "input":
-                return self._own(live)
+        here = live is not None and live.key == site.key and live.number == number
+        if live is not None and here and (live.port == port or port == "input"):
+            return self._own(live)
         if (run.starts if port == "input" else run.ends)[site.key] > number:
             raise OrderError(run._passed(site, port, number) + schedule.why(self))
         if not schedule.over and not run.stopped:

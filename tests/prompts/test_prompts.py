@@ -44,8 +44,8 @@ def test_decorated_functions_become_what_they_return(model: il.Model, net: nn.Se
     """S-80."""
     with model.trace() as tracer:
 
-        @tracer.invoke(X)
-        def first() -> torch.Tensor:
+        @tracer.invoke(X)  # type: ignore[untyped-decorator]
+        def first() -> object:
             return model[0].output
 
         late = tracer.invoke(Y)(lambda: model.output)
@@ -77,11 +77,13 @@ def test_values_flow_between_blocks_by_plain_variables(model: il.Model, net: nn.
     torch.testing.assert_close(patched, net[3](net[0](X)))
 
 
-def test_a_name_of_a_later_block_is_waited_for_when_it_is_unbound(model: il.Model, net: nn.Sequential) -> None:
+def test_a_name_of_a_later_block_is_waited_for_when_it_is_unbound(
+    model: il.Model, net: nn.Sequential
+) -> None:
     """S-74."""
     with model.trace() as tracer:
         with tracer.invoke(X):
-            model[2].output = source
+            model[2].output = source  # type: ignore[has-type, used-before-def]
             patched = model.output
         with tracer.invoke(X):
             source = model[0].output
@@ -91,7 +93,9 @@ def test_a_name_of_a_later_block_is_waited_for_when_it_is_unbound(model: il.Mode
 def test_a_name_bound_before_and_by_a_later_block_is_ambiguous(model: il.Model) -> None:
     """S-74."""
     source = torch.zeros(2, 4)
-    with pytest.raises(TraceError, match="(?s)'source' is bound before the trace and again by a later block"):
+    with pytest.raises(
+        TraceError, match=r"(?s)'source' is bound before the trace and again by a later block"
+    ):
         with model.trace() as tracer:
             with tracer.invoke(X):
                 model[2].output = source
@@ -117,7 +121,9 @@ def test_accumulators_lose_no_update(model: il.Model, net: nn.Sequential) -> Non
 
 def test_a_dependency_that_no_order_can_meet_names_both_blocks(model: il.Model) -> None:
     """S-80: the second block needs a value from below a site that it wants to write."""
-    with pytest.raises(OrderError, match=r"(?s)model\[0\].output. has passed.*waited for `late` from the block at"):
+    with pytest.raises(
+        OrderError, match=r"(?s)model\[0\].output. has passed.*waited for `late` from the block at"
+    ):
         with model.trace() as tracer:
             with tracer.invoke(X):
                 late = model[3].output
@@ -143,7 +149,9 @@ def test_a_barrier_holds_blocks_until_all_are_there(model: il.Model) -> None:
 
 def test_a_barrier_that_never_opens_is_reported(model: il.Model) -> None:
     """S-85."""
-    with pytest.raises(TraceError, match="waits for a barrier for 2 blocks, where 1 arrived, which never came"):
+    with pytest.raises(
+        TraceError, match=r"waits for a barrier for 2 blocks, where 1 arrived, which never came"
+    ):
         with model.trace() as tracer:
             barrier = tracer.barrier(2)
             with tracer.invoke(X):
@@ -188,7 +196,9 @@ def test_skipping_some_rows_runs_the_others(model: il.Model, net: nn.Sequential)
 
 def test_inputs_that_do_not_fit_name_the_invokes_and_the_field(model: il.Model) -> None:
     """S-71."""
-    with pytest.raises(InputError, match=r"invoke 0 and invoke 1 cannot be combined: argument 0 is Tensor\(2, 4\)"):
+    with pytest.raises(
+        InputError, match=r"invoke 0 and invoke 1 cannot be combined: argument 0 is Tensor\(2, 4\)"
+    ):
         with model.trace() as tracer:
             with tracer.invoke(X):
                 pass
@@ -199,7 +209,7 @@ def test_inputs_that_do_not_fit_name_the_invokes_and_the_field(model: il.Model) 
 def test_an_invoke_after_the_model_has_started_is_refused(model: il.Model) -> None:
     """S-80."""
     with pytest.raises(TraceError, match="before the model starts"), model.trace(X) as tracer:
-        model[0].output  # noqa: B018
+        model[0].output
         tracer.invoke(Y)
 
 
@@ -210,8 +220,8 @@ def test_an_error_of_a_block_is_the_users_own_and_kept_values_survive(model: il.
             kept = model[0].output
             kept.shape[0] / 0
         with tracer.invoke(X):
-            model.output  # noqa: B018
-    assert raised.traceback[-1].path.name == "test_prompts.py"
+            model.output
+    assert str(raised.traceback[-1].path).endswith("test_prompts.py")
     assert kept.shape == (2, 4)
 
 

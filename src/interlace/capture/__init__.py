@@ -1,7 +1,7 @@
 """A `with` block whose code runs later, as a function.
 
-Needed in three places only: several prompts in one forward, edits that stay, and code that runs on another machine. Each
-of them takes a plain function as well; this part serves their `with` form.
+Needed in three places only: several prompts in one forward, edits that stay, and code that runs on another
+machine. Each of them takes a plain function as well; this part serves their `with` form.
 """
 
 from interlace.capture.body import Body, Template, capture

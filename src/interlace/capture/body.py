@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import CellType, CodeType, FrameType, FunctionType
+from typing import Any
 
 from interlace.capture import skip
 from interlace.capture.bindings import Bindings, loads
@@ -249,10 +250,11 @@ def _compile(block: Block, rewrite: Rewrite, owner: str | None, code: CodeType) 
     made = compile(tree, code.co_filename, "exec", flags=code.co_flags & _FUTURE, dont_inherit=True)
     while made.co_name != _NAME:
         made = next(part for part in made.co_consts if isinstance(part, CodeType))
-    names = {"co_name": code.co_name}
+    names: dict[str, Any] = {"co_name": code.co_name}
     if hasattr(code, "co_qualname"):
         names["co_qualname"] = code.co_qualname
-    return made.replace(**names)  # type: ignore[arg-type]  # the checker wants each name spelt out
+    replaced: CodeType = made.replace(**names)
+    return replaced
 
 
 def _class_of(code: CodeType, block: Block) -> str | None:

@@ -1,7 +1,8 @@
 """Find the `with` statement that a frame is executing, in its source.
 
-Only the lines of the statement are parsed, however long the file is. Lines come from `linecache`, so notebooks, doctests
-and newer interactive shells have them; `exec` of a string and a plain `python -` do not.
+Only the lines of the statement are parsed, however long the file is. Lines come from `linecache`, so
+notebooks, doctests and newer interactive shells have them; `exec` of a string and a plain `python -` do
+not.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def find(frame: FrameType, remedy: str = FUNCTION_FORM) -> Block:
         if statement is not None and statement.lineno <= line <= _header_end(statement):
             text = "".join(lines[start : statement.end_lineno])
             return _block(statement, _item(statement, code, offset), where, text)
-    raise CaptureError(f"no `with` statement stands at {where}: has the file changed since it was loaded?\n{remedy}")
+    raise CaptureError(
+        f"no `with` statement stands at {where}: has the file changed since it was loaded?\n{remedy}"
+    )
 
 
 def _why(filename: str) -> str:

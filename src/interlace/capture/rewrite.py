@@ -1,7 +1,8 @@
 """Turn a block's names into attributes of its scope: `n += 1` becomes `_il_.n += 1`.
 
-Only names of the block's own scope change; parameters, comprehension variables and whatever a function or class inside
-binds for itself stay as they are. Every node keeps its position, so that errors point at the user's own lines.
+Only names of the block's own scope change; parameters, comprehension variables and whatever a function or
+class inside binds for itself stay as they are. Every node keeps its position, so that errors point at the
+user's own lines.
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ class Rewrite(ast.NodeTransformer):
         return [node, *self._bind([node.name], node)]
 
     def _comprehension(self, node: Node) -> Node:
-        generators: list[ast.comprehension] = getattr(node, "generators")  # noqa: B009  # typed by its class
+        generators: list[ast.comprehension] = getattr(node, "generators")  # typed by its class
         first = generators[0]
         source = self.visit(first.iter)
         first.iter = ast.Constant(None)

@@ -1,8 +1,9 @@
 """The names of captured blocks: each block's own, those of the frame around, those of its siblings.
 
-What a block binds is its own while it runs. What it reads without having bound it comes from the blocks and lines
-written before it, as if all had run one after the other. A `Family` is the blocks of one trace in the order in which
-they were written; who runs when is not its business: it asks its `wait` for a name that a sibling has yet to settle.
+What a block binds is its own while it runs. What it reads without having bound it comes from the blocks and
+lines written before it, as if all had run one after the other. A `Family` is the blocks of one trace in the
+order in which they were written; who runs when is not its business: it asks its `wait` for a name that a
+sibling has yet to settle.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Scope:
     _il_place: int
     _il_settled: set[str] | None
 
-    def __init__(self, before: Mapping[str, object], binds: frozenset[str], names: Mapping[str, object]) -> None:
+    def __init__(
+        self, before: Mapping[str, object], binds: frozenset[str], names: Mapping[str, object]
+    ) -> None:
         self._il_before = before  # what the frame held where the block stands
         self._il_binds = binds
         self._il_globals = names  # type: ignore[assignment]  # of the frame
@@ -142,7 +145,11 @@ class Family:
                 "either. Use two names, or write the block that assigns it first."
             )
         return next(
-            (made for place in later if (made := self._made(asker, self.scopes[place], name)) is not _NOTHING),
+            (
+                made
+                for place in later
+                if (made := self._made(asker, self.scopes[place], name)) is not _NOTHING
+            ),
             held,
         )
 

@@ -1,8 +1,8 @@
 """All that depends on the version of the interpreter: leave a block where it stands, write into a frame.
 
 A `with` block is skipped by an exception that is raised where the block is entered and swallowed by the
-`__exit__` of its own context, before the name after `as` is bound. Up to Python 3.11 a trace
-function on that one frame raises; from 3.12 on `sys.monitoring` does, for that one code object. Whatever tracer was
+`__exit__` of its own context, before the name after `as` is bound. Up to Python 3.11 a trace function on
+that one frame raises; from 3.12 on `sys.monitoring` does, for that one code object. Whatever tracer was
 attached before (a debugger, coverage) is back when `restore` returns.
 """
 
@@ -34,7 +34,7 @@ class Skip(Protocol):
 
 def opens_block(code: CodeType, offset: int) -> bool:
     """Whether the instruction at `offset` enters a `with` statement."""
-    from dis import opname  # noqa: PLC0415  # a long table, wanted once per block
+    from dis import opname
 
     units = code.co_code
     name = opname[units[offset]]
@@ -56,7 +56,7 @@ def entry(code: CodeType, offset: int) -> range:
     The first instruction that an error leaves by way of the block's own `__exit__`, and by no other: the block's own
     first line may be inside a `try` already.
     """
-    from dis import opname  # noqa: PLC0415
+    from dis import opname
 
     units = code.co_code
     start = last = _after(units, offset)
@@ -154,7 +154,7 @@ else:
             frame.f_trace_opcodes = True
             sys.settrace(self)
 
-        def __call__(self, frame: FrameType, event: str, arg: object) -> _Tracer | None:  # noqa: ARG002
+        def __call__(self, frame: FrameType, event: str, arg: object) -> _Tracer | None:
             if frame is not self.frame:
                 return None
             if event == "opcode" and frame.f_lasti in self.offsets:
