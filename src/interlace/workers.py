@@ -208,6 +208,45 @@ class Worker:
         self._schedule = self._body = self._view = self._seen = None
 
 
+class Served(Run):
+    """A run whose workers are started before its model is."""
+
+    __slots__ = ("schedule",)
+    schedule: "Schedule | None"
+
+    def ask(self, site: Site, port: Port, number: int) -> Visit:
+        """Run the model until it reaches a visit. See `Run.ask`."""
+        self._first()
+        return super().ask(site, port, number)
+
+    def finish(self) -> Any:
+        """Let the model run to its end and return what it returned."""
+        self._first()
+        return super().finish()
+
+    def _first(self) -> None:
+        schedule, self.schedule = self.schedule, None
+        if schedule is None:
+            return
+        try:
+            schedule.first_turns()
+        except BaseException as error:
+            self.failed = error
+            self.switch.end()
+            self._release()
+            raise
+        if self.stopped:
+            self.switch.end()
+            self._release()
+
+    def end(self) -> None:
+        """Unwind the model, and forget blocks that were never started."""
+        schedule, self.schedule = self.schedule, None
+        if schedule is not None:
+            schedule._close()
+        super().end()
+
+
 class Schedule:
     """The workers of one run, in the order in which they take their turns."""
 
@@ -234,7 +273,6 @@ class Schedule:
 
         def serve() -> Any:
             try:
-                self._turns()
                 self.result = call()
                 self.over = True
                 self._last_turns()
@@ -251,8 +289,22 @@ class Schedule:
                 raise error
             return self.result
 
-        run = self._run = Run(serve)
+        run = self._run = Served(serve)
+        run.schedule = self
         return run
+
+    def first_turns(self) -> None:
+        """Before the model starts, on the block's side: run every block to the first thing that it asks for.
+
+        Stacks are started here and not from the model's, so that they stand no deeper than the block itself.
+        """
+        try:
+            self._turns()
+        except RunEnded:
+            error, self.error = self.error, None
+            self._close()
+            if error is not None:
+                raise error from None
 
     def _close(self) -> None:
         self.over = True
