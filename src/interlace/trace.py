@@ -182,7 +182,6 @@ class Trace:
     def _unserve(self, trees: tuple[Tree, ...]) -> None:
         for tree in (self._tree, *trees):
             tree.closed(self.owner, self)
-        self.owner.frame = None
         self._run = self._steps = self._outer = None
 
     def _here(self) -> "Trace":

@@ -75,6 +75,11 @@ class Worker:
         return self.run.ends
 
     @property
+    def kinds(self) -> Any:
+        """The type of each site's output, where it was seen."""
+        return self.run.kinds
+
+    @property
     def done(self) -> bool:
         """Whether the model's run is over."""
         return self.schedule.over
