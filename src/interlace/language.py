@@ -168,7 +168,7 @@ class LanguageModel(Model):
             kwargs.get("position_ids") is None
             and mask is not None
             and _hides(mask)
-            and "position_ids" in self._parameters()
+            and "position_ids" in self._takes()
         ):
             given = kwargs.get("input_ids")
             given = kwargs["inputs_embeds"] if given is None else given
@@ -200,7 +200,7 @@ class LanguageModel(Model):
         encoding = encode(args[0], self.tokenizer)
         if kwargs.get("labels") is not None:
             kwargs = {**kwargs, "labels": pad_labels(kwargs["labels"], encoding["input_ids"], self.tokenizer)}
-        more = dict(zip(self._parameters()[1:], args[1:], strict=False)) if len(args) > 1 else {}
+        more = dict(zip(self._takes()[1:], args[1:], strict=False)) if len(args) > 1 else {}
         return {**encoding, **more, **kwargs}
 
     def _takes(self) -> list[str]:
