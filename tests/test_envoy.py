@@ -627,8 +627,6 @@ def test_a_trace_without_input_says_to_give_one(model: il.Model) -> None:
     ):
         with model.trace():
             pass
-    with pytest.raises(ValueError):
-        model.trace().__enter__()
     with model.trace(ids()):
         logits = model.output.logits
     assert logits.shape == (2, 5, 11)

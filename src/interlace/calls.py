@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from interlace.errors import InputError
 from interlace.frames import with_follows
 from interlace.trace import Trace, no_input
 from interlace.trees import map_tensors, tensors
@@ -12,6 +13,7 @@ from interlace.trees import map_tensors, tensors
 if TYPE_CHECKING:
     from interlace.envoy import Envoy
 
+Input = tuple[tuple[Any, ...], dict[str, Any]]
 Function = str | Callable[..., Any] | None
 
 
@@ -35,10 +37,16 @@ def resolve(envoy: "Envoy", fn: Function) -> Callable[..., Any]:
 
 def prepare(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
     """The call to run, on input that the model's class has prepared and that is where the model is."""
+    return placed(envoy, fn, *_prepared(envoy, fn, args, kwargs))
+
+
+def _prepared(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
     envoy._tree.load()
-    args, kwargs = (
-        envoy._prepare_input(*args, **kwargs) if fn is None else envoy._function_input(fn, args, kwargs)
-    )
+    return envoy._prepare_input(*args, **kwargs) if fn is None else envoy._function_input(fn, args, kwargs)
+
+
+def placed(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+    """The call on prepared input, moved to where the model is."""
     device = envoy._tree.device()
     if device is not None and device.type != "meta":
         for tensor in tensors((args, kwargs)):
@@ -48,22 +56,53 @@ def prepare(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[st
     return partial(resolve(envoy, fn), *args, **kwargs)
 
 
-def traced(
-    envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Callable[[], Callable[[], Any]], bool]:
+class Given:
+    """What a trace was opened with: called, it prepares the call to run."""
+
+    __slots__ = ("args", "envoy", "fn", "kwargs")
+
+    def __init__(self, envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.envoy = envoy
+        self.fn = fn
+        self.args = args
+        self.kwargs = kwargs
+
+    @property
+    def waits(self) -> bool:
+        """Whether the input may come from `tracer.invoke(...)`."""
+        return not self.args and (self.fn is not None or not self.kwargs)
+
+    def __call__(self) -> Callable[[], Any]:
+        """The call to run, or `InputError` where nothing was given."""
+        if not self.args and not self.kwargs and self.fn is None:
+            raise no_input(self.envoy._path)
+        return prepare(self.envoy, self.fn, self.args, self.kwargs)
+
+    def combined(self, inputs: list[Input]) -> tuple[Callable[[], Any], list[int]]:
+        """The call on the inputs of several prompts, and the rows of each."""
+        if self.args:
+            raise InputError(
+                f"`{self.envoy._path}.trace(x)` has its input already, and an invoke gives another.\n"
+                "Give every input to an invoke of its own."
+            )
+        envoy, fn = self.envoy, self.fn
+        prepared = [_prepared(envoy, fn, args, kwargs) for args, kwargs in inputs]
+        args, kwargs, sizes = envoy._combine(prepared, fn)
+        return placed(envoy, fn, args, {**kwargs, **self.kwargs}), sizes
+
+
+def traced(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Given, bool]:
     """What a trace prepares when it is entered, and whether the traced module sets its pace."""
-
-    def prepared() -> Callable[[], Any]:
-        if not args and not kwargs and fn is None:
-            raise no_input(envoy._path)
-        return prepare(envoy, fn, args, kwargs)
-
-    return prepared, fn is not None
+    return Given(envoy, fn, args, kwargs), fn is not None
 
 
 def plain(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run once, without a block."""
-    return prepare(envoy, fn, args, kwargs)()
+    """Run once, without a block; with the stored edits, if there are any."""
+    if not envoy._tree.edits:
+        return prepare(envoy, fn, args, kwargs)()
+    trace = Trace(envoy, envoy._tree, *traced(envoy, fn, args, kwargs))
+    with trace:
+        return trace.result
 
 
 class Method:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from interlace import calls
+from interlace import calls, edit
+from interlace.batch import concatenate
 from interlace.errors import InterlaceWarning, NameMissError, OutsideTraceError, nearest
 from interlace.rename import Aliases, Names
 from interlace.repr import show
+from interlace.session import Session
 from interlace.site import Port, Site, Visit, spell
 from interlace.source.view import ForwardSource
 from interlace.trace import Trace
@@ -263,6 +265,38 @@ class Envoy:
     def interleave(self, fn: str | Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
         """Run `fn` (a method name or a callable) once, without a block, through the preparation of inputs."""
         return calls.plain(self, fn, args, kwargs)
+
+    def edit(self, function: Callable[[Any], Any] | None = None, *, inplace: bool = False) -> Any:
+        """Store a block that every later run replays before its own.
+
+        Args:
+            function: Takes this envoy, or its copy; without it, `with model.edit() as edited:` keeps its block.
+            inplace: Keep it on this model. Else it is kept on a copy that shares the weights.
+
+        Returns:
+            The edited model.
+
+        Example:
+            >>> model = Envoy(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+            >>> def silence(model):
+            ...     model[0].output[:] = -1
+            >>> edited = model.edit(silence)
+            >>> edited(torch.ones(1, 2))
+            tensor([[0., 0., 0.]], grad_fn=<ReluBackward0>)
+        """
+        return edit.edit(self, function, inplace)
+
+    def clear_edits(self) -> None:
+        """Drop the edits that are stored on this envoy."""
+        edit.clear(self)
+
+    def session(self) -> "Session":
+        """A scope around several traces that share values: `with model.session():`. Locally it only marks them."""
+        return Session(self)
+
+    def _combine(self, inputs: list[calls.Input], fn: Any) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:  # noqa: ARG002
+        """One call for the prepared inputs of several prompts, and the rows of each."""
+        return concatenate(inputs)
 
     def _prepare_input(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a call with these inputs is made with; a class for another kind of input overrides it."""

@@ -17,11 +17,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
-from interlace.calls import Function, resolve
+from interlace.calls import Function, Input, resolve
 from interlace.envoy import Envoy
 from interlace.errors import InputError, InterlaceWarning
 from interlace.model import Model
-from interlace.prompts import encode, pad_labels, position_ids
+from interlace.prompts import encode, pad_labels, pad_together, position_ids
 from interlace.rename import Aliases
 from interlace.switch import carried
 
@@ -174,6 +174,15 @@ class LanguageModel(Model):
             given = kwargs["inputs_embeds"] if given is None else given
             kwargs = {**kwargs, "position_ids": position_ids(mask)[:, -given.shape[1] :]}
         return (), kwargs
+
+    def _combine(self, inputs: list[Input], fn: Function) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
+        """One batch of several prompts, padded on the left."""
+        if any(args for args, _ in inputs):
+            return super()._combine(inputs, fn)
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        together = pad_together([kwargs for _, kwargs in inputs], 0 if pad is None else pad)
+        args, kwargs, sizes = super()._combine([((), kwargs) for kwargs in together], fn)
+        return (*(self._prepare_input(*args, **kwargs) if fn is None else (args, kwargs)), sizes)
 
     def _function_input(self, fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Another function gets token ids for a prompt if it takes them; positions are its own."""

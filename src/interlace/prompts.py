@@ -166,3 +166,30 @@ def pad_labels(labels: Any, ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
     if found.shape != ids.shape:
         raise InputError(f"The labels have the shape {tuple(found.shape)}, the token ids {tuple(ids.shape)}.")
     return found
+
+
+_FILL = {"attention_mask": 0, "labels": -100, "token_type_ids": 0, "inputs_embeds": 0}
+
+
+def pad_together(inputs: list[dict[str, Any]], pad: int) -> list[dict[str, Any]]:
+    """Encodings of several prompts, padded on the left to one length; positions are left to be made anew."""
+    longest = max((row.shape[1] for given in inputs for row in given.values() if _is_row(row)), default=0)
+    return [
+        {
+            name: _longer(value, longest, _FILL.get(name, pad)) if name in _FILL or name == "input_ids" else value
+            for name, value in given.items()
+            if name != "position_ids"
+        }
+        for given in inputs
+    ]
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 1
+
+
+def _longer(value: Any, length: int, fill: int) -> Any:
+    if not _is_row(value) or value.shape[1] == length:
+        return value
+    before = value.new_full((value.shape[0], length - value.shape[1], *value.shape[2:]), fill)
+    return torch.cat([before, value], dim=1)

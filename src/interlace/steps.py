@@ -4,10 +4,14 @@ A step spans two successive starts of the pacemaker: the traced module when a me
 traced, else the first site that the loop's body asked for.
 """
 
+import sys
+import warnings
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
+from interlace.capture import Body, Family, capture
 from interlace.errors import TraceError
 from interlace.run import Run
 from interlace.site import Port, Site
@@ -138,6 +142,51 @@ class Steps:
             self.run.ask(self.pacemaker, "input", index)
 
 
+class Loop(Iterator[int]):
+    """Some steps of a run, for a `for` loop; under a `with`, the older form, its block runs once a step."""
+
+    __slots__ = ("_body", "_steps")
+
+    def __init__(self, steps: Iterator[int]) -> None:
+        self._steps = steps
+        self._body: Body | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        return self._steps
+
+    def __next__(self) -> int:
+        return next(self._steps)
+
+    def __enter__(self) -> int:
+        frame = sys._getframe(1)
+        warnings.warn(
+            "`with tracer.iter[...] as step:` is an old form; write `for step in tracer.iter[...]:`.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        self._body = capture(frame, "Write `for step in tracer.iter[...]:` instead: that needs no source.")
+        self._body.skip()
+        return -1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        body, self._body = self._body, None
+        if body is None or not body.left(error, None):
+            return False
+        family = Family()
+        scope = body.scope(rebinds=True)
+        family.add(scope)
+        try:
+            for step in self._steps:
+                if body.template.bound_as is not None:
+                    scope._il_set_(body.template.bound_as, step)
+                body.run(scope)
+        finally:
+            family.close(body.frame)
+        return True
+
+
 class Iter:
     """`tracer.iter`: the steps of a repeated run, chosen as one chooses from a list."""
 
@@ -146,8 +195,8 @@ class Iter:
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
 
-    def __getitem__(self, which: Which) -> Iterator[int]:
-        return self._steps.loop(which)
+    def __getitem__(self, which: Which) -> "Loop":
+        return Loop(self._steps.loop(which))
 
     def __iter__(self) -> Iterator[int]:
         return self._steps.loop(slice(None))

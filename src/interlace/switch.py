@@ -41,6 +41,8 @@ class Worker(greenlet):
         super().__init__(_enter)
         self.job: Switch | None = None
         self.tracing: Any = None
+        # A stack inherits the recursion depth of the one that starts it; kept, it would hand that on and on.
+        self.nested = isinstance(getcurrent(), Worker)
 
 
 class Home:

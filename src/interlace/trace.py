@@ -13,14 +13,16 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from interlace import frames
+from interlace import edit, frames
 from interlace.errors import InputError, OrderError, TraceError
+from interlace.invoke import Barrier, Invoke, Prompts
 from interlace.run import Run
 from interlace.site import Port, Site, Visit
 from interlace.steps import Iter, Steps
-from interlace.switch import unwind_abandoned
+from interlace.switch import carried, unwind_abandoned
 from interlace.tap import Taps
 from interlace.tree import Tree
+from interlace.workers import Schedule, Worker
 from interlace.writes import stand_in
 
 Call = Callable[[], Any]
@@ -48,6 +50,9 @@ class Trace:
         self._paced = paced
         self._taps: Taps | None = None
         self._run: Run | None = None
+        self._outer: Trace | None = None
+        self._prompts: Prompts | None = None
+        self._prepare: Callable[[], Call] | None = None
         self._steps: Steps | None = None
         self._result: Any = None
         self._strays: list[Taps] = []
@@ -58,11 +63,13 @@ class Trace:
             raise TraceError("A trace is opened once; call `.trace(...)` again for another run.")
         unwind_abandoned()
         prepare, self._call = self._call, None
-        call = prepare()
+        waits = getattr(prepare, "waits", False)
+        call = None if waits else prepare()
         self.thread = threading.get_ident()
         self._taps = self._tree.taps()
-        self._run = Run(call)
-        self._steps = Steps(self._run, self.model._site if self._paced else None)
+        self._prepare = prepare
+        if call is not None:
+            self._begin(call, edit.workers(self))
         self.owner = frames.owner(sys._getframe(1))
         self._taps.install()
         self._tree.opened(self.owner, self)
@@ -72,15 +79,20 @@ class Trace:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         run = self._run
-        assert run is not None
         try:
-            if error is None:
+            if run is None and error is None:
+                run = self._start()
+            if error is None and run is not None:
                 self._result = run.finish()
         finally:
+            prompts, self._prompts = self._prompts, None
             try:
-                run.end()
+                if run is not None:
+                    run.end()
             finally:
                 self._close()
+                if prompts is not None:
+                    prompts.close()
 
     def _close(self) -> None:
         taps, self._taps = self._taps, None
@@ -95,20 +107,96 @@ class Trace:
         self._unfused.clear()
         if self._run is not None:
             self._run.forget()
-        self._run = self._steps = None
+        self._run = self._steps = self._prepare = None
 
     def __del__(self) -> None:
         if getattr(self, "_taps", None) is not None and self._run is not None:
             self._run.end()
             self._close()
 
-    # -- requests --------------------------------------------------------------------------------------------
+    # -- several blocks ---------------------------------------------------------------------------------------
+
+    def _begin(self, call: Call, workers: list[Worker]) -> None:
+        run = Schedule(workers).around(call) if workers else Run(call)
+        self._run, self._steps = run, Steps(run, self._pace())
+
+    def _pace(self) -> Site | None:
+        return self.model._site if self._paced else None
+
+    def _start(self) -> Run:
+        """Make the run of a trace whose input is in its invokes."""
+        prepare, prompts = self._prepare, self._prompts
+        if prepare is None:
+            raise TraceError("This trace is not open: its `with` block has not begun, or is over.")
+        if prompts is None:
+            self._begin(prepare(), edit.workers(self))
+        elif not prompts.inputs:
+            self._begin(prepare(), edit.workers(self) + prompts.workers(self, []))
+        else:
+            call, sizes = prepare.combined(prompts.inputs)  # type: ignore[attr-defined]
+            self._begin(call, edit.workers(self) + prompts.workers(self, sizes))
+        taps = self._tree.taps()
+        if self._taps is not None and taps is not self._taps:  # real weights came with the input
+            self._taps.remove()
+            self._taps = taps
+            taps.install()
+        assert self._run is not None
+        return self._run
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Invoke:
+        """One prompt of several in this run: `with tracer.invoke(x):`, or `@tracer.invoke(x)` over a function.
+
+        Args:
+            *args: Its input; without any, the block sees the whole batch.
+            **kwargs: Like `args`.
+
+        Raises:
+            TraceError: The model has started.
+        """
+        if self._taps is None or (self._run is not None and self._run.switch.started):
+            raise TraceError(
+                "An invoke must be opened before the model starts, inside the trace.\n"
+                "Write it above the first line of the block that asks for a value."
+            )
+        self._run = None
+        if self._prompts is None:
+            self._prompts = Prompts()
+        return Invoke(self._prompts, (args, kwargs) if args or kwargs else None)
+
+    def barrier(self, count: int) -> Barrier:
+        """A point where that many blocks wait for each other: call what this returns in each of them."""
+        return Barrier(count)
+
+    def _part(self) -> "Trace":
+        """The trace of one block among several."""
+        part: Trace = object.__new__(type(self))
+        Trace.__init__(part, self.model, self._tree, lambda: lambda: None, self._paced)
+        part._call, part._outer, part.thread = None, self, self.thread
+        return part
+
+    def _serve(self, worker: Worker, owner: frames.Owner, trees: tuple[Tree, ...]) -> None:
+        self._run, self._steps, self.owner = worker, Steps(worker, self._pace()), owner  # type: ignore[assignment, arg-type]
+        for tree in (self._tree, *trees):
+            tree.opened(owner, self)
+
+    def _unserve(self, trees: tuple[Tree, ...]) -> None:
+        for tree in (self._tree, *trees):
+            tree.closed(self.owner, self)
+        self._run = self._steps = self._outer = None
+
+    def _here(self) -> "Trace":
+        """This trace, or the part of it that runs the block which asks."""
+        part: Trace | None = getattr(carried(), "trace", None)
+        return part if part is not None and part._outer is self else self
+
+    # -- requests -----------------------------------------------------------------------------------------------
 
     def visit(self, site: Site, port: Port) -> Visit:
         """Run the model to the visit of a site that a request made now means."""
         run, steps = self._run, self._steps
-        assert run is not None
-        assert steps is not None
+        if run is None or steps is None:
+            run, steps = self._start(), self._steps
+            assert steps is not None
         return run.ask(site, port, 0 if steps.current is None else steps.number(site, port))
 
     def before(self, site: Site) -> Visit:
@@ -139,9 +227,8 @@ class Trace:
     @property
     def run(self) -> Run:
         """The run in progress."""
-        if self._run is None:
-            raise TraceError("This trace is not open: its `with` block has not begun, or is over.")
-        return self._run
+        here = self._here()
+        return here._start() if here._run is None else here._run
 
     def before_going_on(self, call: Callable[[], None]) -> None:
         """Have something called before the model goes on from here: at the next request, or when the block ends."""
@@ -163,7 +250,9 @@ class Trace:
 
         The presence of any hook switches it off, as it would for a hand-written one.
         """
-        if module not in self._unfused:
+        if self._outer is not None:
+            self._outer.unfuse(module)
+        elif module not in self._unfused:
             self._unfused[module] = module.register_forward_pre_hook(_nothing)
 
     # -- what the block may do -------------------------------------------------------------------------------
@@ -175,7 +264,10 @@ class Trace:
         Raises:
             TraceError: The model failed or the run was stopped, so there is none.
         """
-        run = self._run
+        here = self._here()
+        run = here._run
+        if run is None and here._prepare is not None:
+            run = here._start()
         if run is None:
             return self._result
         result = run.finish()
@@ -194,8 +286,9 @@ class Trace:
         The loop ends when the model does; the code after it runs.
         """
         self.run  # noqa: B018  (raises when the trace is not open)
-        assert self._steps is not None
-        return Iter(self._steps)
+        steps = self._here()._steps
+        assert steps is not None
+        return Iter(steps)
 
     def all(self) -> Iterator[int]:
         """Every step, until the model ends: the same as `iter[:]`."""
@@ -204,8 +297,9 @@ class Trace:
     def next(self, step: int = 1) -> "Trace":
         """Go on to a later step; requests after this one mean visits in it."""
         self.run  # noqa: B018
-        assert self._steps is not None
-        self._steps.next(step)
+        steps = self._here()._steps
+        assert steps is not None
+        steps.next(step)
         return self
 
 

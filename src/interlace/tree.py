@@ -18,6 +18,7 @@ from interlace.switch import carried
 from interlace.tap import Taps
 
 if TYPE_CHECKING:
+    from interlace.edit import Edit
     from interlace.envoy import Envoy
     from interlace.rename import Names
     from interlace.trace import Trace
@@ -31,6 +32,7 @@ class Tree:
         path: The name of the root in paths.
         envoys: The envoys that exist, by path; children are made when first asked for.
         names: Aliases and envoy classes.
+        edits: What every run replays before its own block, in order.
         shapes: What a scan saw at each module, by path.
         loader: Makes the module with its weights, while only its shape is there.
         extras: Sites that the model itself has no module for, by the name that they have at the root.
@@ -45,6 +47,7 @@ class Tree:
         self.names = names
         self.envoys: weakref.WeakValueDictionary[str, Envoy] = weakref.WeakValueDictionary()
         self.shapes: dict[str, Any] = {}
+        self.edits: list[Edit] = []
         self.extras: dict[str, nn.Module] = {}
         self.loader: Callable[[], nn.Module] | None = None
         self.strays: dict[str, nn.Module] = {}
@@ -61,6 +64,7 @@ class Tree:
         tree = Tree(self.module, self.path, self.names)
         tree.loader, tree.kind = self.loader, self.kind
         tree.shapes, tree.extras = dict(self.shapes), dict(self.extras)
+        tree.edits = list(self.edits)
         tree.strays, tree.state = dict(self.strays), dict(self.state)
         return tree
 

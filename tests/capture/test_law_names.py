@@ -27,7 +27,9 @@ def binary(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 EXPRESSIONS = st.recursive(LEAVES, binary, max_leaves=4)
 # The right side of `+=` is evaluated first; one that binds its own target would tell the difference.
-PLAIN = st.recursive(LEAVES, lambda inner: st.tuples(inner, inner).map(lambda t: f"({t[0]} + {t[1]})"), max_leaves=3)
+PLAIN = st.recursive(
+    LEAVES, lambda inner: st.tuples(inner, inner).map(lambda t: f"({t[0]} + {t[1]})"), max_leaves=3
+)
 
 
 def indent(text: str) -> str:
@@ -42,7 +44,9 @@ def compound(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
         ),
         st.tuples(NAMES, several).map(lambda t: f"for {t[0]} in range(3):\n{indent(t[1])}"),
         st.tuples(several, NAMES, several).map(
-            lambda t: f"try:\n{indent(t[0])}\nexcept NameError as error:\n    {t[1]} = 3\nfinally:\n{indent(t[2])}"
+            lambda t: (
+                f"try:\n{indent(t[0])}\nexcept NameError as error:\n    {t[1]} = 3\nfinally:\n{indent(t[2])}"
+            )
         ),
         st.tuples(NAMES, several).map(lambda t: f"with native:\n{indent(t[1])}\n    {t[0]} = 1"),
     )
@@ -71,7 +75,9 @@ def outcome(text: str, group: object) -> object:
         if "main" in names:
             names["main"]()  # type: ignore[operator]
     except Exception as raised:
-        error = (type(raised), innermost_line(raised, filename))
+        links = [raised, *contexts(raised)]
+        refused = any(isinstance(link, CaptureError) for link in links)
+        error = (CaptureError if refused else type(raised), innermost_line(raised, filename))
     finally:
         del linecache.cache[filename]
     kept = names.get("kept", names)
@@ -82,6 +88,11 @@ def outcome(text: str, group: object) -> object:
 def is_ambiguous(outcome: object) -> bool:
     """Refused, as it must be: a name bound before the trace, read by one block and bound by a later one."""
     return isinstance(outcome, tuple) and outcome[0] is not None and outcome[0][0] is CaptureError
+
+
+def contexts(error: BaseException) -> list[BaseException]:
+    link = error.__context__
+    return [] if link is None else [link, *contexts(link)]
 
 
 def innermost_line(error: BaseException, filename: str) -> int:
@@ -110,9 +121,8 @@ def test_captured_equals_in_place_in_a_module(bodies: list[str]) -> None:
 @given(st.lists(BODIES, min_size=1, max_size=3), st.booleans())
 def test_captured_equals_in_place_in_a_function(bodies: list[str], cells: bool) -> None:
     start = "a, b, c, d, e = 1, 2, 3, 4, 5\n" + ("look = lambda: (a, b, c, d, e)\n" if cells else "")
-    text = (
-        "kept = {}\ndef main():\n"
-        + indent(f"{start}try:\n{indent(blocks(bodies))}\nfinally:\n    kept.update(locals())")
+    text = "kept = {}\ndef main():\n" + indent(
+        f"{start}try:\n{indent(blocks(bodies))}\nfinally:\n    kept.update(locals())"
     )
     before, after = outcome(text, Native()), outcome(text, Group())
     assume(not is_ambiguous(after))

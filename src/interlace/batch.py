@@ -1,0 +1,77 @@
+"""Put the inputs of several prompts into one call. A model class for another kind of input has its own way."""
+
+from typing import Any
+
+import torch
+
+from interlace import trees
+from interlace.errors import InputError
+
+Input = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def concatenate(inputs: list[Input]) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
+    """Join prepared inputs along their first dimension.
+
+    Args:
+        inputs: `(args, kwargs)` of each prompt.
+
+    Returns:
+        The arguments of one call, and how many rows of it belong to each prompt.
+
+    Raises:
+        InputError: They do not fit together; names the first two that differ, and the field.
+    """
+    sizes = [_rows(given, number) for number, given in enumerate(inputs)]
+    first_args, first_kwargs = inputs[0]
+    for number, (args, kwargs) in enumerate(inputs):
+        if len(args) != len(first_args) or kwargs.keys() != first_kwargs.keys():
+            raise InputError(
+                f"The inputs of invoke 0 and invoke {number} cannot be combined: one has {_fields(inputs[0])}, the "
+                f"other {_fields((args, kwargs))}."
+            )
+    joined = tuple(_join([args[at] for args, _ in inputs], f"argument {at}") for at in range(len(first_args)))
+    named = {key: _join([kwargs[key] for _, kwargs in inputs], f"`{key}`") for key in first_kwargs}
+    return joined, named, sizes
+
+
+def _rows(given: Input, number: int) -> int:
+    for tensor in trees.tensors(given):
+        if tensor.dim():
+            return tensor.shape[0]
+    raise InputError(
+        f"The input of invoke {number} holds no tensor with a batch dimension, so it has no rows."
+    )
+
+
+def _fields(given: Input) -> str:
+    args, kwargs = given
+    return f"{len(args)} positional" + (f" and {', '.join(map(repr, kwargs))}" if kwargs else "")
+
+
+def _join(values: list[Any], field: str) -> Any:
+    first = values[0]
+    if isinstance(first, torch.Tensor) and first.dim():
+        for number, value in enumerate(values):
+            same = (
+                isinstance(value, torch.Tensor)
+                and value.shape[1:] == first.shape[1:]
+                and value.dim() == first.dim()
+            )
+            if not same or value.dtype != first.dtype:
+                raise InputError(
+                    f"The inputs of invoke 0 and invoke {number} cannot be combined: {field} is "
+                    f"{trees.describe(first)} and {trees.describe(value)}."
+                )
+        return torch.cat(values) if len(values) > 1 else first
+    inside = trees.children(first)
+    if inside is None:
+        return first
+    parts = [trees.children(value) for value in values]
+    if any(part is None or len(part) != len(inside) for part in parts):
+        raise InputError(f"The inputs of several invokes cannot be combined: {field} differs in structure.")
+    joined = [
+        _join([part[at][1] for part in parts if part], f"{field}{name}")
+        for at, (name, _) in enumerate(inside)
+    ]
+    return trees.rebuild(first, joined)

@@ -1,0 +1,12 @@
+"""A `with` block whose code runs later, as a function.
+
+Needed in three places only: several prompts in one forward, edits that stay, and code that runs on another
+machine. Each of them takes a plain function as well; this part serves their `with` form.
+"""
+
+from interlace.capture.body import Body, Template, capture
+from interlace.capture.fault import CaptureError
+from interlace.capture.scope import Family, Scope
+from interlace.capture.skip import Skipped, held, write
+
+__all__ = ["Body", "CaptureError", "Family", "Scope", "Skipped", "Template", "capture", "held", "write"]

@@ -1,0 +1,293 @@
+"""A `with` block as a function that runs later."""
+
+from __future__ import annotations
+
+import ast
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import CellType, CodeType, FrameType, FunctionType
+from typing import Any
+
+from interlace.capture import skip
+from interlace.capture.bindings import Bindings, loads
+from interlace.capture.check import check
+from interlace.capture.fault import CaptureError
+from interlace.capture.find import FUNCTION_FORM, Block, find
+from interlace.capture.rewrite import SCOPE, Rewrite, settle
+from interlace.capture.scope import Scope
+
+_OPTIMIZED = 0x1  # CO_OPTIMIZED
+_FUTURE = 0x1FE0000  # every flag of `from __future__`
+_NAME = "_il_body_"
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What is known of a block from its source alone; made once for each place in a code object.
+
+    Attributes:
+        code: Of a function of the frame's first argument and the block's `Scope`.
+        reads: Names it may take from the frame around.
+        binds: Names it may leave in that frame.
+        deletes: Names that it unbinds.
+        bound_as: The name after `as`.
+        entry: Where the block is entered, which is where it is skipped.
+        line: Of its `with`.
+        source: The lines of the whole `with` statement, as written.
+        owner: The class whose body it is written in.
+    """
+
+    code: CodeType
+    reads: frozenset[str]
+    binds: frozenset[str]
+    deletes: frozenset[str]
+    bound_as: str | None
+    entry: range
+    line: int
+    source: str
+    owner: str | None
+
+
+# By the code object's identity: its own hash and equality compare contents, and forget the file.
+_templates: dict[int, dict[int, Template]] = {}
+
+
+class Body:
+    """One captured block, standing in one frame.
+
+    `skip` is called from `__enter__`, `left` from `__exit__`; `scope` and `run` follow whenever it is time.
+    """
+
+    __slots__ = ("_skip", "frame", "template")
+
+    def __init__(self, template: Template, frame: FrameType) -> None:
+        self.template = template
+        self.frame: FrameType | None = frame
+        self._skip: skip.Skip | None = None
+
+    def skip(self) -> None:
+        """Make the frame leave the block as soon as it enters it."""
+        assert self.frame is not None
+        self._skip = skip.skip_at(self.frame, self.template.entry)
+
+    def left(self, error: BaseException | None, entered: object) -> bool:
+        """Whether the block was left by `skip`; then `entered` is bound to the name after `as`."""
+        pending, self._skip = self._skip, None
+        if pending is None or self.frame is None:
+            return False
+        pending.restore()
+        if error is not pending.error:
+            return False
+        if self.template.bound_as is not None:
+            skip.write(self.frame, {self.template.bound_as: entered})
+        return True
+
+    def before(self) -> dict[str, object]:
+        """What the frame holds now of the names that the block mentions."""
+        assert self.frame is not None
+        here = skip.held(self.frame)
+        template = self.template
+        return {name: here[name] for name in template.reads | template.binds if name in here}
+
+    def scope(self, *, rebinds: bool = False) -> Scope:
+        """The names for a run of the block; with `rebinds`, the name after `as` is the block's to bind."""
+        assert self.frame is not None
+        template = self.template
+        binds = template.binds
+        if rebinds and template.bound_as is not None:
+            binds |= {template.bound_as}
+        return Scope(self.before(), binds, self.frame.f_globals)
+
+    def bind(self) -> Callable[[Scope], None]:
+        """The block as a function of a `Scope`, free of the frame.
+
+        What the block binds is settled when it ends, also when it fails.
+        """
+        assert self.frame is not None
+        code, frame = self.template.code, self.frame
+        closure = tuple(CellType(skip.held(frame)[name]) for name in code.co_freevars)
+        function = FunctionType(code, frame.f_globals, code.co_name, None, closure)
+        return _Bound(function, first_argument(frame))
+
+    def run(self, scope: Scope) -> None:
+        """Run the block in its scope, now."""
+        self.bind()(scope)
+
+
+class _Bound:
+    """A captured block with its globals and its frame's first argument."""
+
+    __slots__ = ("__globals__", "_first", "_function")
+
+    def __init__(self, function: FunctionType, first: object) -> None:
+        self._function = function
+        self._first = first
+        self.__globals__ = function.__globals__
+
+    def __call__(self, scope: Scope) -> None:
+        scope._il_start()
+        try:
+            self._function(self._first, scope)
+        except BaseException as error:
+            _forget_skip(error)
+            raise
+        finally:
+            scope._il_finish()
+
+
+def _forget_skip(error: BaseException) -> None:
+    """How the block was left is nobody's business: a block run from `__exit__` has it as its error's context."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link.__context__, skip.Skipped):
+            link.__context__ = None
+        link = link.__context__
+
+
+def first_argument(frame: FrameType) -> object:
+    """What `super()` without arguments takes for the instance."""
+    code = frame.f_code
+    return skip.held(frame).get(code.co_varnames[0]) if code.co_argcount else None
+
+
+def capture(frame: FrameType, remedy: str = FUNCTION_FORM) -> Body:
+    """The block that a frame is about to enter, as something that can run later.
+
+    Args:
+        frame: The frame that executes the `with` statement; its `__enter__` is running.
+        remedy: What the errors say to write instead.
+
+    Raises:
+        CaptureError: the block has no source, or holds a statement that works only where it stands.
+    """
+    code, offset = frame.f_code, frame.f_lasti
+    if SCOPE in code.co_varnames:
+        raise CaptureError(
+            f"{code.co_filename}:{frame.f_lineno}: this block would be kept inside of a block that is itself kept.\n"
+            "Give a function instead, or write `for step in tracer.iter[...]` for the older `with` form."
+        )
+    known = _templates.get(id(code))
+    if known is None:
+        known = _templates[id(code)] = {}
+        weakref.finalize(code, _templates.pop, id(code), None).atexit = False
+    template = known.get(offset)
+    if template is None:
+        template = known[offset] = _template(frame, remedy)
+    if template.deletes:
+        _refuse_deletes(template, frame)
+    return Body(template, frame)
+
+
+def _refuse_deletes(template: Template, frame: FrameType) -> None:
+    bound = sorted(template.deletes & skip.held(frame).keys())
+    if bound:
+        raise CaptureError(
+            f"{frame.f_code.co_filename}:{template.line}: this block runs later, as a function: `del {bound[0]}`\n"
+            "would unbind a name of the code around it. Nothing has run. Move the `del` out of the block."
+        )
+
+
+def _template(frame: FrameType, remedy: str) -> Template:
+    code = frame.f_code
+    block = find(frame, remedy)
+    check(block.body, code.co_filename)
+    owner = _class_of(code, block)
+    own = frozenset((*code.co_varnames, *code.co_cellvars, *code.co_freevars))
+    is_function = bool(code.co_flags & _OPTIMIZED)
+    found = Bindings(block.body)
+
+    def mangle(name: str) -> str:
+        if owner and name.startswith("__") and not name.endswith("__"):
+            return f"_{owner.lstrip('_')}{name}"
+        return name
+
+    binds = {mangle(name) for name in found.bound | found.late}
+    _refuse_changed(code, {mangle(name) for name in found.bound}, block)
+
+    def is_shared(name: str) -> bool:
+        name = mangle(name)
+        return not is_function or name in own or name in binds
+
+    reads = {mangle(name) for name in loads(block.body) if is_shared(name)}
+    compiled = _compile(block, Rewrite(is_shared, mangle), owner, code)
+    return Template(
+        compiled,
+        frozenset(reads),
+        frozenset(binds),
+        frozenset(mangle(name) for name in found.deleted),
+        mangle(block.bound_as) if block.bound_as else None,
+        skip.entry(code, frame.f_lasti),
+        block.statement.lineno,
+        block.text,
+        owner,
+    )
+
+
+def _refuse_changed(code: CodeType, bound: set[str], block: Block) -> None:
+    strange = sorted(bound.difference(code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars))
+    if strange and not bound <= set(_all_names(code)):
+        raise CaptureError(
+            f"the block at {code.co_filename}:{block.statement.lineno} assigns {strange[0]!r}, which the running code\n"
+            "does not: the file has changed since it was loaded. Load it again."
+        )
+
+
+def _compile(block: Block, rewrite: Rewrite, owner: str | None, code: CodeType) -> CodeType:
+    body = rewrite.block(settle(block.body, rewrite.mangle))
+    args = [ast.arg("_il_self_"), ast.arg(SCOPE)]
+    function = ast.FunctionDef(
+        name=_NAME, args=ast.arguments([], args, None, [], [], None, []), body=body, decorator_list=[]
+    )
+    inner: ast.stmt = function
+    if owner:  # gives `super()` its cell and private names their class
+        inner = ast.ClassDef(name=owner, bases=[], keywords=[], body=[function], decorator_list=[])
+    tree = ast.Module([inner], [])
+    for node in (inner, function):
+        node.lineno = node.end_lineno = block.statement.lineno
+        node.col_offset = node.end_col_offset = 0
+    ast.fix_missing_locations(tree)
+    made = compile(tree, code.co_filename, "exec", flags=code.co_flags & _FUTURE, dont_inherit=True)
+    while made.co_name != _NAME:
+        made = next(part for part in made.co_consts if isinstance(part, CodeType))
+    names: dict[str, Any] = {"co_name": code.co_name}
+    if hasattr(code, "co_qualname"):
+        names["co_qualname"] = code.co_qualname
+    replaced: CodeType = made.replace(**names)
+    return replaced
+
+
+def _class_of(code: CodeType, block: Block) -> str | None:
+    """The class whose body the block is written in, however deep."""
+    if not hasattr(code, "co_qualname"):  # Python 3.10
+        return _class_by_names(code, block)
+    parts = code.co_qualname.split(".")
+    if "__module__" in code.co_names and not code.co_flags & _OPTIMIZED and code.co_name != "<module>":
+        return str(parts[-1])  # the body of a class itself
+    while len(parts) > 2 and parts[-2] == "<locals>":
+        parts = parts[:-2]
+    return str(parts[-2]) if len(parts) > 1 else None
+
+
+def _class_by_names(code: CodeType, block: Block) -> str | None:
+    private = {
+        name
+        for node in block.body
+        for part in ast.walk(node)
+        for name in (getattr(part, "attr", None), getattr(part, "id", None))
+        if isinstance(name, str) and name.startswith("__") and not name.endswith("__")
+    }
+    known = list(_all_names(code))
+    for name in sorted(private, key=len, reverse=True):
+        for candidate in known:
+            if candidate.endswith(name) and candidate.startswith("_") and not candidate.startswith("__"):
+                return candidate[1 : -len(name)]
+    return "_il_class_" if "__class__" in (*code.co_freevars, *code.co_cellvars) else None
+
+
+def _all_names(code: CodeType) -> list[str]:
+    names = [*code.co_names, *code.co_varnames, *code.co_cellvars, *code.co_freevars]
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            names += _all_names(part)
+    return names

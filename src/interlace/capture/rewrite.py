@@ -1,0 +1,255 @@
+"""Turn a block's names into attributes of its scope: `n += 1` becomes `_il_.n += 1`.
+
+Only names of the block's own scope change; parameters, comprehension variables and whatever a function or
+class inside binds for itself stay as they are. Every node keeps its position, so that errors point at the
+user's own lines.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from interlace.capture.bindings import Bindings, Function, arguments, imported
+
+SCOPE = "_il_"
+SET = "_il_set_"
+SETTLED = "_il_settled_"
+_VALUE = "_il_value_"
+
+Node = TypeVar("Node", bound=ast.AST)
+
+
+class Rewrite(ast.NodeTransformer):
+    """Rewrite statements of a block.
+
+    Args:
+        is_shared: Whether a name of the block's own scope lives in the scope object; others are globals.
+        mangle: What a name is called in the compiled code of the class around.
+    """
+
+    def __init__(self, is_shared: Callable[[str], bool], mangle: Callable[[str], str]) -> None:
+        self._is_shared = is_shared
+        self.mangle = mangle
+        self._functions: list[set[str]] = []  # names of functions and comprehensions around the node
+        self._class: set[str] | None = None  # names of the class body directly around the node
+
+    def block(self, body: list[ast.stmt]) -> list[ast.stmt]:
+        """The statements of the block, rewritten."""
+        return [new for statement in body for new in self._statements(statement)]
+
+    def _statements(self, node: ast.stmt) -> list[ast.stmt]:
+        new = self.visit(node)
+        return new if isinstance(new, list) else [new]
+
+    def _shared(self, name: str) -> bool:
+        if (name.startswith("__") and name.endswith("__")) or name.startswith("_il_"):
+            return False
+        hidden = any(name in names for names in self._functions) or (self._class and name in self._class)
+        return not hidden and self._is_shared(name)
+
+    @contextmanager
+    def _inside(self, names: set[str]) -> Iterator[None]:
+        outer, self._class = self._class, None
+        self._functions.append(names)
+        yield
+        self._functions.pop()
+        self._class = outer
+
+    # Names
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if not self._shared(node.id):
+            return node
+        return ast.copy_location(ast.Attribute(_name(SCOPE, node), node.id, node.ctx), node)
+
+    def visit_NamedExpr(self, node: ast.NamedExpr) -> ast.AST:
+        value = self.visit(node.value)
+        if not self._shared(node.target.id):
+            return ast.copy_location(ast.NamedExpr(node.target, value), node)
+        key = ast.Constant(self.mangle(node.target.id))
+        return _at(node, ast.Call(ast.Attribute(_name(SCOPE, node), SET, ast.Load()), [key, value], []))
+
+    def _bind(self, names: Iterable[str], node: ast.AST) -> list[ast.stmt]:
+        """Statements that hand what Python bound to a plain name over to the scope."""
+        shared = [name for name in names if self._shared(name)]
+        return [_at(node, ast.Assign([self._target(name)], ast.Name(name, ast.Load()))) for name in shared]
+
+    def _target(self, name: str) -> ast.Attribute:
+        return ast.Attribute(ast.Name(SCOPE, ast.Load()), name, ast.Store())
+
+    # Statements that bind in other ways than by a target
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST | list[ast.stmt]:
+        """The right side first: it may wait for the model, and the name may be someone else's until then."""
+        if not isinstance(node.target, ast.Name) or not self._shared(node.target.id):
+            return self.generic_visit(node)
+        value = _at(node.value, ast.Assign([ast.Name(_VALUE, ast.Store())], self.visit(node.value)))
+        node.target = self.visit(node.target)
+        node.value = _at(node.value, ast.Name(_VALUE, ast.Load()))
+        return [value, node]
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        if not isinstance(node.target, ast.Name) or not self._shared(node.target.id):
+            return self.generic_visit(node)
+        if node.value is None:
+            return _at(node, ast.Pass())
+        return _at(node, ast.Assign([self.visit(node.target)], self.visit(node.value)))
+
+    def _import(self, node: ast.Import | ast.ImportFrom) -> list[ast.stmt]:
+        return [node, *self._bind((imported(alias) for alias in node.names), node)]
+
+    visit_Import = visit_ImportFrom = _import
+
+    def _declaration(self, node: ast.Global | ast.Nonlocal) -> ast.AST:
+        if not self._functions and self._class is None:
+            return _at(node, ast.Pass())
+        node.names = [name for name in node.names if not self._shared(name)]
+        return node if node.names else _at(node, ast.Pass())
+
+    visit_Global = visit_Nonlocal = _declaration
+
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
+        self.generic_visit(node)
+        if node.name and self._shared(node.name):
+            name, gone = self._target(node.name), ast.Attribute(_name(SCOPE, node), node.name, ast.Del())
+            unbind = [ast.Assign([name], ast.Constant(None)), ast.Delete([gone])]
+            guarded = ast.Try(node.body, [], [], [_at(node, part) for part in unbind])
+            node.body = [*self._bind([node.name], node), _at(node, guarded)]
+        return node
+
+    def visit_match_case(self, node: ast.match_case) -> ast.AST:
+        names = sorted(Bindings([node.pattern]).bound)
+        self.generic_visit(node)
+        bind = self._bind(names, node.pattern)
+        if node.guard is not None and bind:
+            made = [
+                ast.Call(
+                    ast.Attribute(ast.Name(SCOPE, ast.Load()), SET, ast.Load()),
+                    [ast.Constant(self.mangle(name)), ast.Name(name, ast.Load())],
+                    [],
+                )
+                for name in names
+                if self._shared(name)
+            ]
+            last = ast.Tuple([*made, node.guard], ast.Load())
+            node.guard = _at(node.guard, ast.Subscript(last, ast.Constant(-1), ast.Load()))
+        node.body = [*bind, *node.body]
+        return node
+
+    # Scopes inside the block
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> list[ast.stmt]:
+        return self._define(node)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> list[ast.stmt]:
+        return self._define(node)
+
+    def _define(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.stmt]:
+        node.decorator_list = [self.visit(part) for part in node.decorator_list]
+        node.returns = self.visit(node.returns) if node.returns else None
+        self._signature(node)
+        inside = Bindings(node.body)
+        with self._inside(self._own(node, inside)):
+            node.body = self.block(node.body)
+        return [node, *self._bind([node.name], node)]
+
+    def _own(self, node: Function, inside: Bindings) -> set[str]:
+        foreign = {name for name in inside.declared if self._shared(name)}
+        return (arguments(node) | inside.bound | inside.declared) - foreign
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
+        self._signature(node)
+        with self._inside(arguments(node) | Bindings([node.body]).bound):
+            node.body = self.visit(node.body)
+        return node
+
+    def _signature(self, node: Function) -> None:
+        args = node.args
+        args.defaults = [self.visit(part) for part in args.defaults]
+        args.kw_defaults = [part and self.visit(part) for part in args.kw_defaults]
+        for arg in (*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg):
+            if arg is not None and arg.annotation is not None:
+                arg.annotation = self.visit(arg.annotation)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> list[ast.stmt]:
+        node.decorator_list = [self.visit(part) for part in node.decorator_list]
+        node.bases = [self.visit(part) for part in node.bases]
+        node.keywords = [self.visit(part) for part in node.keywords]
+        inside = Bindings(node.body)
+        foreign = {name for name in inside.declared if self._shared(name)}
+        outer, self._class = self._class, (inside.bound | inside.declared) - foreign
+        node.body = self.block(node.body)
+        self._class = outer
+        return [node, *self._bind([node.name], node)]
+
+    def _comprehension(self, node: Node) -> Node:
+        generators: list[ast.comprehension] = getattr(node, "generators")  # typed by its class
+        first = generators[0]
+        source = self.visit(first.iter)
+        first.iter = ast.Constant(None)
+        with self._inside(Bindings(generator.target for generator in generators).bound):
+            self.generic_visit(node)
+        first.iter = source
+        return node
+
+    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _comprehension
+
+
+def _name(name: str, at: ast.AST) -> ast.Name:
+    return ast.copy_location(ast.Name(name, ast.Load()), at)
+
+
+def _at(where: ast.AST, node: Node) -> Node:
+    """The node and the new ones below it, placed where another one stands."""
+    for part in ast.walk(node):
+        if "lineno" in part._attributes and not hasattr(part, "lineno"):
+            ast.copy_location(part, where)
+    return node
+
+
+def settle(body: list[ast.stmt], mangle: Callable[[str], str]) -> list[ast.stmt]:
+    """Say after the last statement that can bind a name that the name is settled; other blocks may wait for it.
+
+    The last statement may be inside a `with`, an `if` or a `try`; in a loop it is the loop. Names that a function
+    inside binds are settled by the end of the block.
+    """
+    late = Bindings(body).late
+    return _settle(body, Bindings(body).bound - late, mangle)
+
+
+def _settle(body: list[ast.stmt], names: set[str], mangle: Callable[[str], str]) -> list[ast.stmt]:
+    out: list[ast.stmt] = []
+    left = set(names)
+    last: list[set[str]] = []
+    for statement in reversed(body):
+        last.append(left & Bindings([statement]).bound)
+        left -= last[-1]
+    for statement, here in zip(body, reversed(last), strict=True):
+        if here:
+            _descend(statement, here, mangle)
+        out.append(statement)
+        if here:
+            call = ast.Call(
+                ast.Attribute(ast.Name(SCOPE, ast.Load()), SETTLED, ast.Load()),
+                [ast.Constant(mangle(name)) for name in sorted(here)],
+                [],
+            )
+            end = ast.Pass()
+            end.lineno = end.end_lineno = statement.end_lineno or statement.lineno
+            end.col_offset = end.end_col_offset = statement.col_offset
+            out.append(_at(end, ast.Expr(call)))
+    return out
+
+
+def _descend(statement: ast.stmt, names: set[str], mangle: Callable[[str], str]) -> None:
+    if isinstance(statement, ast.With):
+        statement.body = _settle(statement.body, names & Bindings(statement.body).bound, mangle)
+    elif isinstance(statement, ast.If):
+        statement.body = _settle(statement.body, names & Bindings(statement.body).bound, mangle)
+        statement.orelse = _settle(statement.orelse, names & Bindings(statement.orelse).bound, mangle)
+    elif isinstance(statement, ast.Try):
+        later = Bindings([*statement.handlers, *statement.orelse, *statement.finalbody]).bound
+        statement.body = _settle(statement.body, names & Bindings(statement.body).bound - later, mangle)

@@ -1,0 +1,187 @@
+"""The names of captured blocks: each block's own, those of the frame around, those of its siblings.
+
+What a block binds is its own while it runs. What it reads without having bound it comes from the blocks and
+lines written before it, as if all had run one after the other. A `Family` is the blocks of one trace in the
+order in which they were written; who runs when is not its business: it asks its `wait` for a name that a
+sibling has yet to settle.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Mapping
+from types import FrameType
+
+from interlace.capture import skip
+from interlace.capture.fault import CaptureError
+
+_NOTHING = object()
+Wait = Callable[["Scope", "Scope", str], None]
+
+
+class Scope:
+    """The names of one block in one run; its body reads and writes them as attributes.
+
+    Names of its own machinery begin with `_il_`, which a body has no reason to use.
+    """
+
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_il_base",
+        "_il_before",
+        "_il_binds",
+        "_il_family",
+        "_il_globals",
+        "_il_place",
+        "_il_settled",
+    )
+    _il_base: dict[str, object]
+    _il_before: Mapping[str, object]
+    _il_binds: frozenset[str]
+    _il_family: Family | None
+    _il_globals: dict[str, object]
+    _il_place: int
+    _il_settled: set[str] | None
+
+    def __init__(
+        self, before: Mapping[str, object], binds: frozenset[str], names: Mapping[str, object]
+    ) -> None:
+        self._il_before = before  # what the frame held where the block stands
+        self._il_binds = binds
+        self._il_globals = names  # type: ignore[assignment]  # of the frame
+        self._il_base = {}  # what came from outside the block
+        self._il_family = None
+        self._il_place = 0
+        self._il_settled = set()  # None: all of them
+
+    def __getattr__(self, name: str) -> object:
+        value = _NOTHING if self._il_family is None else self._il_family.outer(self, name)
+        if value is _NOTHING:
+            value = self._il_before.get(name, _NOTHING)
+        if value is _NOTHING:
+            value = self._il_globals.get(name, getattr(builtins, name, _NOTHING))
+            if value is _NOTHING:
+                raise NameError(f"name {name!r} is not defined", name=name)
+            return value
+        self._il_base[name] = value
+        setattr(self, name, value)
+        return value
+
+    def _il_set_(self, name: str, value: object) -> object:
+        setattr(self, name, value)
+        return value
+
+    def _il_settled_(self, *names: str) -> None:
+        if self._il_settled is not None:
+            self._il_settled.update(names)
+
+    def _il_start(self) -> None:
+        """Put in place what no sibling can change, so that reading it costs an attribute."""
+        family = self._il_family
+        shared = family.binders if family is not None else {}
+        own = self._il_binds
+        names = vars(self)
+        for name, value in self._il_before.items():
+            if name not in own and name not in shared:
+                names[name] = value
+
+    def _il_made(self, name: str) -> object:
+        """What the block bound the name to, `_NOTHING` if it left it alone."""
+        value = vars(self).get(name, _NOTHING)
+        return _NOTHING if value is self._il_base.get(name, _NOTHING) else value
+
+    def _il_is_settled(self, name: str) -> bool:
+        return self._il_settled is None or name in self._il_settled
+
+    def _il_finish(self) -> None:
+        """All names are what they will be: the block has ended, well or not."""
+        self._il_settled = None
+
+
+def _no_wait(asker: Scope, maker: Scope, name: str) -> None:
+    raise CaptureError(f"{name!r} is read before the block that assigns it has run")
+
+
+class Family:
+    """The captured blocks of one trace, in the order in which they are written.
+
+    Args:
+        wait: Called with the asker, the block that assigns the name, and the name; returns when it is settled.
+    """
+
+    def __init__(self, wait: Wait = _no_wait) -> None:
+        self.scopes: list[Scope] = []
+        self.binders: dict[str, list[int]] = {}
+        self._wait = wait
+
+    def add(self, scope: Scope) -> None:
+        """Take in the next block in program order."""
+        scope._il_family = self
+        scope._il_place = len(self.scopes)
+        self.scopes.append(scope)
+        for name in scope._il_binds:
+            self.binders.setdefault(name, []).append(scope._il_place)
+
+    def outer(self, asker: Scope, name: str) -> object:
+        """The value that the lines before a block left, `_NOTHING` where only the frame can tell."""
+        places = self.binders.get(name, ())
+        held = asker._il_before.get(name, _NOTHING)
+        for place in reversed(places):
+            if place >= asker._il_place:
+                continue
+            maker = self.scopes[place]
+            if maker._il_before.get(name, _NOTHING) is not held:
+                return held  # rebound between the two blocks
+            value = self._made(asker, maker, name)
+            if value is not _NOTHING:
+                return value
+        later = [place for place in places if place > asker._il_place]
+        if not later or name in asker._il_binds:
+            return held
+        if held is not _NOTHING and not any(place < asker._il_place for place in places):
+            raise CaptureError(
+                f"{name!r} is bound before the trace and again by a later block; the block that reads it may mean\n"
+                "either. Use two names, or write the block that assigns it first."
+            )
+        return next(
+            (
+                made
+                for place in later
+                if (made := self._made(asker, self.scopes[place], name)) is not _NOTHING
+            ),
+            held,
+        )
+
+    def _made(self, asker: Scope, maker: Scope, name: str) -> object:
+        if not maker._il_is_settled(name):
+            self._wait(asker, maker, name)
+        return maker._il_made(name)
+
+    def close(self, frame: FrameType | None) -> None:
+        """Write what the blocks bound into the frame, later blocks over earlier ones, and let go of everything."""
+        if frame is not None:
+            self._commit(frame)
+        for scope in self.scopes:
+            scope._il_family = None
+            scope._il_before = {}
+            if frame is not None and frame.f_code.co_name == "<module>" and frame.f_locals is frame.f_globals:
+                scope.__dict__ = frame.f_globals  # functions made in the block go on with the module's names
+        self.scopes.clear()
+        self.binders.clear()
+
+    def _commit(self, frame: FrameType) -> None:
+        here = skip.held(frame)
+        out: dict[str, object] = {}
+        for name, places in self.binders.items():
+            now = here.get(name, _NOTHING)
+            for place in reversed(places):
+                scope = self.scopes[place]
+                if scope._il_before.get(name, _NOTHING) is not now:
+                    break  # rebound after the block by a line of the frame
+                value = scope._il_made(name)
+                if value is not _NOTHING:
+                    out[name] = value
+                    break
+        if out:
+            skip.write(frame, out)

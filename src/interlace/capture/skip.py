@@ -1,0 +1,199 @@
+"""All that depends on the version of the interpreter: leave a block where it stands, write into a frame.
+
+A `with` block is skipped by an exception that is raised where the block is entered and swallowed by the
+`__exit__` of its own context, before the name after `as` is bound. Up to Python 3.11 a trace function on
+that one frame raises; from 3.12 on `sys.monitoring` does, for that one code object. Whatever tracer was
+attached before (a debugger, coverage) is back when `restore` returns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from collections.abc import Mapping
+from types import CodeType, FrameType
+from typing import Any, Protocol
+
+_WITH = frozenset({"SETUP_WITH", "BEFORE_WITH"})
+_OPTIMIZED = 0x1  # CO_OPTIMIZED: a function, whose local names are slots and not a dictionary
+
+
+class Skipped(BaseException):
+    """Raised at the first instruction of a captured block. Control flow: it never leaves the `with` statement."""
+
+
+class Skip(Protocol):
+    """A block that is about to be skipped."""
+
+    error: Skipped
+
+    def restore(self) -> None:
+        """Give the tracer that was there before its place back."""
+
+
+def opens_block(code: CodeType, offset: int) -> bool:
+    """Whether the instruction at `offset` enters a `with` statement."""
+    from dis import opname
+
+    units = code.co_code
+    name = opname[units[offset]]
+    if name in _WITH:
+        return True
+    before = [opname[units[at]] for at in range(max(0, offset - 16), offset, 2) if units[at]]
+    return name == "CALL" and before[-1:] == ["LOAD_SPECIAL"]  # Python 3.14
+
+
+def with_offsets(code: CodeType, until: int) -> list[int]:
+    """The offsets of the instructions that enter a `with`, up to and with the one at `until`."""
+    units = code.co_code
+    return [at for at in range(0, until + 2, 2) if units[at] == units[until] and opens_block(code, at)]
+
+
+def entry(code: CodeType, offset: int) -> range:
+    """Where the block entered at `offset` takes its `as` name or drops it.
+
+    The first instruction that an error leaves by way of the block's own `__exit__`, and by no other: the block's own
+    first line may be inside a `try` already.
+    """
+    from dis import opname
+
+    units = code.co_code
+    start = last = _after(units, offset)
+    while opname[units[last]] == "EXTENDED_ARG":
+        last = _after(units, last)
+    return range(start, last + 1)
+
+
+def _after(units: bytes, offset: int) -> int:
+    offset += 2
+    while sys.version_info >= (3, 11) and units[offset] == 0:  # the inline caches of the instruction before
+        offset += 2
+    return offset
+
+
+if sys.version_info >= (3, 12):
+
+    class _Monitor:
+        """The one tool of this process that raises at instructions, and who waits for which."""
+
+        def __init__(self) -> None:
+            self.lock = threading.RLock()
+            self.tool: int | None = None
+            self.waiting: dict[int, list[_Watch]] = {}  # by the identity of the code
+
+        def add(self, watch: _Watch) -> None:
+            with self.lock:
+                if self.tool is None:
+                    self.tool = self._claim()
+                code = watch.frame.f_code
+                waiting = self.waiting.setdefault(id(code), [])
+                waiting.append(watch)
+                if len(waiting) == 1:
+                    sys.monitoring.set_local_events(self.tool, code, sys.monitoring.events.INSTRUCTION)
+
+        def remove(self, watch: _Watch) -> None:
+            with self.lock:
+                code = watch.frame.f_code
+                waiting = self.waiting[id(code)]
+                waiting.remove(watch)
+                if not waiting:
+                    del self.waiting[id(code)]
+                    assert self.tool is not None
+                    sys.monitoring.set_local_events(self.tool, code, 0)
+
+        def _claim(self) -> int:
+            for tool in (4, 3):
+                if sys.monitoring.get_tool(tool) is None:
+                    sys.monitoring.use_tool_id(tool, "interlace")
+                    event = sys.monitoring.events.INSTRUCTION
+                    sys.monitoring.register_callback(tool, event, self.reached)
+                    return tool
+            raise RuntimeError("no free tool id of `sys.monitoring` is left to skip a block with")
+
+        def reached(self, code: CodeType, offset: int) -> None:
+            frame = sys._getframe(1)
+            for watch in self.waiting.get(id(code), ()):
+                if watch.frame is frame and offset in watch.offsets:
+                    raise watch.error
+
+    _monitor = _Monitor()
+
+    class _Watch:
+        """Raise in one frame when it reaches one instruction."""
+
+        __slots__ = ("error", "frame", "offsets")
+
+        def __init__(self, frame: FrameType, offsets: range) -> None:
+            self.frame = frame
+            self.offsets = offsets
+            self.error = Skipped()
+            _monitor.add(self)
+
+        def restore(self) -> None:
+            _monitor.remove(self)
+            self.error.__traceback__ = None
+
+    def skip_at(frame: FrameType, offsets: range) -> Skip:
+        """Make `frame` raise `Skipped` when it reaches one of these instructions."""
+        return _Watch(frame, offsets)
+
+else:
+
+    class _Tracer:
+        """A trace function for one frame. An object: a closure that names itself would keep the frame alive."""
+
+        __slots__ = ("before", "error", "frame", "offsets")
+
+        def __init__(self, frame: FrameType, offsets: range) -> None:
+            self.frame = frame
+            self.offsets = offsets
+            self.error = Skipped()
+            self.before = (sys.gettrace(), frame.f_trace, frame.f_trace_opcodes)
+            frame.f_trace = self
+            frame.f_trace_opcodes = True
+            sys.settrace(self)
+
+        def __call__(self, frame: FrameType, event: str, arg: object) -> _Tracer | None:
+            if frame is not self.frame:
+                return None
+            if event == "opcode" and frame.f_lasti in self.offsets:
+                raise self.error
+            return self
+
+        def restore(self) -> None:
+            everywhere, here, opcodes = self.before
+            self.frame.f_trace_opcodes = opcodes
+            self.frame.f_trace = here
+            self.error.__traceback__ = None
+            sys.settrace(everywhere)
+
+    def skip_at(frame: FrameType, offsets: range) -> Skip:
+        """Make `frame` raise `Skipped` when it reaches one of these instructions."""
+        return _Tracer(frame, offsets)
+
+
+def held(frame: FrameType) -> dict[str, Any]:
+    """The names of a frame with their values. Up to Python 3.12 nothing of them stays behind in the frame."""
+    names = frame.f_locals
+    if not frame.f_code.co_flags & _OPTIMIZED:
+        return names
+    found = dict(names)
+    if sys.version_info < (3, 13):
+        names.clear()  # a snapshot that would keep its values alive
+    return found
+
+
+def write(frame: FrameType, values: Mapping[str, object]) -> None:
+    """Bind names in the frame of a function, a class body or a module. Costs the number of its local names."""
+    code = frame.f_code
+    if not code.co_flags & _OPTIMIZED:
+        frame.f_locals.update(values)
+        return
+    own = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
+    frame.f_globals.update({name: value for name, value in values.items() if name not in own})
+    frame_locals: Any = frame.f_locals  # a dictionary, or from 3.13 on a view that writes through
+    frame_locals.update({name: value for name, value in values.items() if name in own})
+    if sys.version_info < (3, 13):
+        ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
+        frame_locals.clear()

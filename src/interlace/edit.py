@@ -1,0 +1,165 @@
+"""Edits that stay: a block that every later run of a model replays, before any other.
+
+`edited = model.edit(function)` and `with model.edit() as edited:` store a block in the tree of a model. A
+stored edit is its function and the names that it reads, so that it can be written to a file.
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from interlace.capture import Body, Scope, Template, capture
+from interlace.errors import NotReachedError
+from interlace.invoke import part
+from interlace.workers import Schedule, Worker
+
+if TYPE_CHECKING:
+    from interlace.envoy import Envoy
+    from interlace.run import Run
+    from interlace.trace import Trace
+    from interlace.tree import Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An envoy among the names that an edit reads: found again in whichever model the edit runs in."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One stored edit.
+
+    Attributes:
+        path: The envoy on which it was made.
+        function: Takes that envoy; or None for a captured block.
+        template: The captured block, with its source.
+        names: What the captured block reads, envoys of the model by their place.
+        run: Runs the captured block in a scope.
+        origin: The tree whose envoys the block was written with.
+    """
+
+    path: str
+    function: Callable[[Any], Any] | None = None
+    template: Template | None = None
+    names: Mapping[str, object] | None = None
+    run: Callable[[Scope], None] | None = None
+    origin: "Tree | None" = None
+
+    def apply(self, model: "Envoy") -> None:
+        """Run the edit's block in the run that this is called in."""
+        try:
+            if self.function is not None:
+                self.function(_at(model, self.path))
+                return
+            assert self.template is not None
+            assert self.names is not None
+            assert self.run is not None
+            names = {
+                name: _at(model, value.path) if isinstance(value, Place) else value
+                for name, value in self.names.items()
+            }
+            self.run(Scope(names, self.template.binds, getattr(self.run, "__globals__", {})))
+        except NotReachedError:
+            return  # a run of another part of the model: an edit acts where it can
+
+
+def _at(model: "Envoy", path: str) -> Any:
+    root = model.root
+    return root.get(path.partition(".")[2])
+
+
+class EditBlock:
+    """`with model.edit() as edited:`: keeps its block for every later run."""
+
+    def __init__(self, envoy: "Envoy", inplace: bool) -> None:
+        self._envoy = envoy
+        self._inplace = inplace
+        self._edited: Envoy | None = None
+        self._body: Body | None = None
+
+    def __enter__(self) -> "Envoy":
+        self._body = capture(sys._getframe(1))
+        self._edited = target(self._envoy, self._inplace)
+        self._body.skip()
+        return self._edited
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        body, edited, self._body, self._edited = self._body, self._edited, None, None
+        if body is None or edited is None or not body.left(error, edited):
+            return False
+        trees = (edited._tree, self._envoy._tree)
+        names = {name: _place(value, trees) for name, value in body.before().items()}
+        same = edited._tree is self._envoy._tree
+        origin = None if same else self._envoy._tree
+        edit = Edit(self._envoy._path, None, body.template, names, body.bind(), origin)
+        edited._tree.edits.append(edit)
+        return True
+
+
+def _place(value: object, trees: tuple["Tree", ...]) -> object:
+    tree = getattr(type(value), "_tree", None) and None
+    tree = value.__dict__.get("_tree") if hasattr(value, "__dict__") else tree
+    if tree is not None and any(tree is known for known in trees):
+        path = value.__dict__.get("_path")
+        return Place(path) if isinstance(path, str) else value
+    return value
+
+
+def target(envoy: "Envoy", inplace: bool) -> "Envoy":
+    """The envoy that an edit is kept on: this one, or the same place in a copy that shares the weights."""
+    if inplace:
+        return envoy
+    root = envoy.root
+    twin = copy.copy(root)
+    twin._tree.edits = list(root._tree.edits)
+    found = twin.get(envoy._path.partition(".")[2])
+    found.__dict__.setdefault("_held_root", twin)
+    return found  # type: ignore[no-any-return]
+
+
+def edit(envoy: "Envoy", function: Callable[[Any], Any] | None, inplace: bool) -> Any:
+    """Store a function as an edit, or open the block of one."""
+    if function is None:
+        return EditBlock(envoy, inplace)
+    edited = target(envoy, inplace)
+    edited._tree.edits.append(Edit(envoy._path, function))
+    return edited
+
+
+def clear(envoy: "Envoy") -> None:
+    """Drop the edits that are stored on an envoy."""
+    edits = envoy._tree.edits
+    edits[:] = [stored for stored in edits if stored.path != envoy._path]
+
+
+def workers(trace: "Trace") -> list[Worker]:
+    """A worker for each stored edit, over the whole batch."""
+    return [_worker(trace, stored) for stored in trace.model._tree.edits]
+
+
+def _worker(trace: "Trace", stored: Edit) -> Worker:
+    model = trace.model
+
+    def body() -> None:
+        if not trace._paced:
+            stored.apply(model)
+            return
+        for _ in trace._here().iter[
+            :
+        ]:  # a method such as `generate`: in each of its forwards, as a hook would
+            stored.apply(model)
+
+    origin = () if stored.origin is None else (stored.origin,)
+    return part(trace, body, None, f"the edit of `{stored.path}`", *origin)
+
+
+def run_edited(trace: "Trace", call: Callable[[], Any]) -> "Run":
+    """A run of a call with the stored edits of its model."""
+    return Schedule(workers(trace)).around(call)

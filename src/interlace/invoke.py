@@ -1,0 +1,204 @@
+"""Several prompts in one forward: the blocks of one trace, each with rows of its own.
+
+`tracer.invoke(x)` takes a function (as a decorator) or captures the block under a `with`. All blocks run
+when the trace runs its model, each on a stack of its own (`workers`), over the rows of its own input
+(`rows`).
+"""
+
+import sys
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from interlace import frames
+from interlace.capture import Body, Family, Scope, capture, held, write
+from interlace.errors import InputError, TraceError
+from interlace.rows import Rows
+from interlace.switch import carried
+from interlace.workers import Worker
+
+if TYPE_CHECKING:
+    from interlace.trace import Trace
+
+Input = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Promise:
+    """What a decorated block returned, once its trace is over.
+
+    The name that the decorator bound is bound to the value itself by then.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._values: list[Any] = []
+
+    @property
+    def value(self) -> Any:
+        """The value.
+
+        Raises:
+            TraceError: The trace is not over, or the block has failed.
+        """
+        if not self._values:
+            raise TraceError(f"`{self._name}` has not returned yet: it runs when its trace ends.")
+        return self._values[0]
+
+    def __repr__(self) -> str:
+        return f"<what `{self._name}` returns when its trace ends>"
+
+
+class Invoke:
+    """One prompt of a trace, before its block is known."""
+
+    def __init__(self, prompts: "Prompts", given: Input | None) -> None:
+        self._prompts = prompts
+        self._given = given
+        self._body: Body | None = None
+
+    def __enter__(self) -> "Invoke":
+        self._body = capture(sys._getframe(1))
+        self._body.skip()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        body, self._body = self._body, None
+        if body is None or not body.left(error, self):
+            return False
+        self._prompts.add_body(self._given, body)
+        return True
+
+    def __call__(self, function: Callable[[], Any]) -> Any:
+        """Run a function without arguments as the block; its name becomes what it returns."""
+        return self._prompts.add_function(self._given, function, sys._getframe(1))
+
+
+class Prompts:
+    """The blocks of one trace, in the order in which they are written."""
+
+    def __init__(self) -> None:
+        self._inputs: list[Input | None] = []
+        self._bodies: list[Callable[[], Any]] = []
+        self._names: list[str] = []
+        self._families: dict[int, tuple[FrameType, Family]] = {}
+        self._lines: dict[Scope, str] = {}
+        self._promises: list[tuple[FrameType, Promise]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._bodies)
+
+    @property
+    def inputs(self) -> list[Input]:
+        """The inputs, of those blocks that have one."""
+        return [given for given in self._inputs if given is not None]
+
+    def add_body(self, given: Input | None, body: Body) -> None:
+        """Take in a captured block."""
+        frame = body.frame
+        assert frame is not None
+        _, family = self._families.setdefault(id(frame), (frame, Family(self._wait)))
+        scope = body.scope()
+        family.add(scope)
+        self._lines[scope] = f"{frame.f_code.co_filename}:{body.template.line}"
+        run = body.bind()
+        self._add(given, lambda: run(scope), f"the block at line {body.template.line}")
+
+    def add_function(self, given: Input | None, function: Callable[[], Any], frame: FrameType) -> Promise:
+        """Take in a function."""
+        name = getattr(function, "__name__", "a block")
+        promise = Promise(name)
+        self._promises.append((frame, promise))
+        self._add(given, lambda: promise._values.append(function()), f"`{name}`")
+        return promise
+
+    def _add(self, given: Input | None, run: Callable[[], Any], name: str) -> None:
+        self._inputs.append(given)
+        self._bodies.append(run)
+        self._names.append(name)
+
+    def _wait(self, asker: Scope, maker: Scope, name: str) -> None:  # noqa: ARG002
+        worker = carried()
+        assert isinstance(worker, Worker)
+        worker.wait(lambda: maker._il_is_settled(name), f"`{name}` from the block at {self._lines[maker]}")
+
+    def workers(self, trace: "Trace", sizes: list[int]) -> list[Worker]:
+        """A worker for each block.
+
+        Args:
+            trace: The trace that they are parts of.
+            sizes: Rows of each block that has an input.
+        """
+        total, start, left = sum(sizes), 0, iter(sizes)
+        made = []
+        for given, body, name in zip(self._inputs, self._bodies, self._names, strict=True):
+            rows = None
+            if given is not None:
+                size = next(left)
+                rows = Rows(start, size, total) if size != total else None
+                start += size
+            made.append(part(trace, body, rows, name))
+        return made
+
+    def close(self) -> None:
+        """Give every name its value, in the order in which the blocks are written."""
+        for frame, family in self._families.values():
+            family.close(frame)
+        for frame, promise in self._promises:
+            if promise._values:
+                names = [name for name, value in held(frame).items() if value is promise]
+                write(frame, dict.fromkeys(names, promise._values[0]))
+        self._families.clear()
+        self._lines.clear()
+        self._bodies.clear()
+        self._promises.clear()
+
+
+def part(trace: "Trace", body: Callable[[], Any], rows: Rows | None, name: str, *trees: Any) -> Worker:
+    """A worker whose requests go to a trace of its own, which is a part of another one."""
+    own = trace._part()
+
+    def serve(worker: Worker) -> Any:
+        own._serve(worker, frames.Owner(sys._getframe()), trees)
+        try:
+            return body()
+        finally:
+            own._unserve(trees)
+            worker.trace = None
+
+    worker = Worker(serve, rows, name)
+    worker.trace = own
+    return worker
+
+
+class Barrier:
+    """A point at which blocks wait for each other: `barrier = tracer.barrier(2)`, then `barrier()` in two blocks."""
+
+    def __init__(self, count: int) -> None:
+        if count < 1:
+            raise InputError(
+                f"A barrier for {count} blocks would hold nobody; give the number of blocks that meet."
+            )
+        self._count = count
+        self._here = 0
+        self._round = 0
+
+    def __call__(self) -> None:
+        """Wait until as many blocks are here as the barrier is for.
+
+        Raises:
+            TraceError: The run ended before they came.
+        """
+        self._here += 1
+        if self._here == self._count:
+            self._here = 0
+            self._round += 1
+            return
+        worker = carried()
+        if not isinstance(worker, Worker):
+            raise TraceError("A barrier is for the blocks of `tracer.invoke(...)`; here only one block runs.")
+        this = self._round
+        worker.wait(
+            lambda: self._round > this, f"a barrier for {self._count} blocks, where {self._here} arrived"
+        )

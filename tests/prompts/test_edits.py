@@ -1,0 +1,132 @@
+"""Edits that stay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import interlace as il
+
+X = torch.ones(2, 4)
+
+
+@pytest.fixture
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)), nn.Linear(4, 4))
+
+
+@pytest.fixture
+def model(net: nn.Sequential) -> il.Model:
+    return il.Model(net)
+
+
+def test_a_copy_is_edited_and_the_original_stays_clean(model: il.Model, net: nn.Sequential) -> None:
+    """S-39, S-100: by a plain call, by a trace, in both forms."""
+    value = 2.0
+    with model.edit() as edited:
+        model[2].output[:] = value
+    value = 3.0
+
+    def change(model: il.Envoy) -> None:
+        model[2].output[:] = 2.0
+
+    for changed in (edited, model.edit(change)):
+        assert (changed(X) == 2).all()
+        with changed.trace(X):
+            traced = changed.output
+        assert (traced == 2).all()
+    torch.testing.assert_close(model(X), net(X))
+
+
+def test_edits_stack_in_order_and_are_cleared(model: il.Model, net: nn.Sequential) -> None:
+    """S-39, S-40."""
+    with model.edit(inplace=True):
+        model[2].output[:] = 1
+    with model.edit(inplace=True):
+        model[2].output += 1
+    assert (model(X) == 2).all()
+    model.clear_edits()
+    torch.testing.assert_close(model(X), net(X))
+
+
+def test_an_edit_reads_its_names_as_they_were(model: il.Model) -> None:
+    """S-87: a loop variable does not change under an edit."""
+    for at in (0, 1):
+        with model.edit(inplace=True):
+            model[2].output[:, at] = at + 5
+    out = model(X)
+    assert out[0, :2].tolist() == [5, 6]
+
+
+def test_an_edit_of_a_child_acts_when_the_root_runs(model: il.Model) -> None:
+    """S-39."""
+    model[2].edit(lambda last: last.output.zero_(), inplace=True)
+    assert (model(X) == 0).all()
+    model.clear_edits()
+    assert (model(X) == 0).all()
+    model[2].clear_edits()
+    assert (model(X) != 0).any()
+
+
+def test_an_edit_elsewhere_does_not_disturb_a_trace_of_a_part(model: il.Model, net: nn.Sequential) -> None:
+    model.edit(lambda model: model[0].output.zero_(), inplace=True)
+    with model[1].trace(X):
+        out = model[1].output
+    torch.testing.assert_close(out, net[1](X))
+
+
+def test_edits_come_before_other_blocks(model: il.Model) -> None:
+    """S-89."""
+    model.edit(lambda model: model[0].output.fill_(7), inplace=True)
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            seen = model[0].output.clone()
+        with tracer.invoke(X):
+            model[0].output[:] = 1
+            own = model[0].output.clone()
+    assert (seen == 7).all()
+    assert (own == 1).all()
+
+
+def test_an_edit_acts_in_every_forward_of_a_generation() -> None:
+    """S-39, S-100."""
+    model = il.demo_model()
+    width = model.lm_head.weight.shape[0]
+
+    def favor(model: il.Envoy) -> None:
+        model.lm_head.output[..., 5] = 1e4
+
+    edited = model.edit(favor)
+    assert width > 5
+    with edited.generate("a b", max_new_tokens=3, do_sample=False) as tracer:
+        ids = tracer.result
+    assert ids[0, -3:].tolist() == [5, 5, 5]
+
+
+def test_prompts_of_different_lengths_are_padded() -> None:
+    """S-71, S-72 on a language model, in a forward and in a generation."""
+    model = il.demo_model()
+    short, long = "a b", "one two three four five six"
+
+    def alone(prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        with model.trace(prompt):
+            logits = model.output.logits[:, -1]
+        with model.generate(prompt, max_new_tokens=3, do_sample=False) as tracer:
+            ids = tracer.result
+        return logits, ids[:, -3:]
+
+    with model.trace() as tracer:
+        with tracer.invoke(short):
+            first = model.output.logits[:, -1]
+        with tracer.invoke(long):
+            second = model.output.logits[:, -1]
+    with model.generate(max_new_tokens=3, do_sample=False) as tracer:
+        with tracer.invoke(short):
+            ids = tracer.result[:, -3:]
+        with tracer.invoke(long):
+            steps = [model.lm_head.output[:, -1].argmax(-1) for _ in tracer.iter[:]]
+    for found, expected in zip((first, second), (alone(short)[0], alone(long)[0]), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert ids.tolist() == alone(short)[1].tolist()
+    assert torch.stack(steps, 1).tolist() == alone(long)[1].tolist()

@@ -1,0 +1,290 @@
+"""Several prompts in one forward, row by row of the contract; in the `with` form and as functions."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import interlace as il
+from interlace.errors import InputError, OrderError, TraceError
+
+X, Y = torch.ones(2, 4), torch.full((3, 4), -1.0)
+
+
+@pytest.fixture
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 4))
+
+
+@pytest.fixture
+def model(net: nn.Sequential) -> il.Model:
+    return il.Model(net)
+
+
+def test_each_prompt_has_its_rows_and_an_empty_one_all(model: il.Model, net: nn.Sequential) -> None:
+    """S-72, S-80."""
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            model[2].output[:] = 0
+            first = model.output
+        with tracer.invoke(Y):
+            second = model.output
+        with tracer.invoke():
+            everything = model.output
+    torch.testing.assert_close(first, net[3](torch.zeros(2, 4)))
+    torch.testing.assert_close(second, net(Y))
+    assert everything.shape == (5, 4)
+
+
+def test_decorated_functions_become_what_they_return(model: il.Model, net: nn.Sequential) -> None:
+    """S-80."""
+    with model.trace() as tracer:
+
+        @tracer.invoke(X)  # type: ignore[untyped-decorator]
+        def first() -> object:
+            return model[0].output
+
+        late = tracer.invoke(Y)(lambda: model.output)
+    assert isinstance(first, torch.Tensor)
+    torch.testing.assert_close(first, net[0](X))
+    torch.testing.assert_close(late, net(Y))
+
+
+def test_blocks_are_served_in_the_order_of_the_model(model: il.Model, net: nn.Sequential) -> None:
+    """S-80: the block written first may ask for what comes last."""
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            late = model[3].output
+        with tracer.invoke(X):
+            early = model[0].output
+    torch.testing.assert_close(late, net(X))
+    torch.testing.assert_close(early, net[0](X))
+
+
+def test_values_flow_between_blocks_by_plain_variables(model: il.Model, net: nn.Sequential) -> None:
+    """S-74: a block waits for the name that an earlier one assigns."""
+    hidden = None
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            hidden = model[0].output
+        with tracer.invoke(X * 2):
+            model[2].output = hidden
+            patched = model.output
+    torch.testing.assert_close(patched, net[3](net[0](X)))
+
+
+def test_a_name_of_a_later_block_is_waited_for_when_it_is_unbound(
+    model: il.Model, net: nn.Sequential
+) -> None:
+    """S-74."""
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            model[2].output = source  # type: ignore[has-type, used-before-def]
+            patched = model.output
+        with tracer.invoke(X):
+            source = model[0].output
+    torch.testing.assert_close(patched, net[3](net[0](X)))
+
+
+def test_a_name_bound_before_and_by_a_later_block_is_ambiguous(model: il.Model) -> None:
+    """S-74."""
+    source = torch.zeros(2, 4)
+    with pytest.raises(
+        TraceError, match=r"(?s)'source' is bound before the trace and again by a later block"
+    ):
+        with model.trace() as tracer:
+            with tracer.invoke(X):
+                model[2].output = source
+            with tracer.invoke(X):
+                source = model[0].output
+    assert source.shape == (2, 4)
+
+
+def test_accumulators_lose_no_update(model: il.Model, net: nn.Sequential) -> None:
+    """S-74: whatever the order in which the model passes the sites."""
+    total, count = 0.0, 0
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            total += model[3].output.sum()
+            count += 1
+        for _ in range(2):
+            with tracer.invoke(Y):
+                total += model[0].output.sum()
+                count += 1
+    torch.testing.assert_close(total, net(X).sum() + 2 * net[0](Y).sum())
+    assert count == 3
+
+
+def test_a_dependency_that_no_order_can_meet_names_both_blocks(model: il.Model) -> None:
+    """S-80: the second block needs a value from below a site that it wants to write."""
+    with pytest.raises(
+        OrderError, match=r"(?s)model\[0\].output. has passed.*waited for `late` from the block at"
+    ):
+        with model.trace() as tracer:
+            with tracer.invoke(X):
+                late = model[3].output
+            with tracer.invoke(X):
+                kept = late * 2
+                model[0].output = kept
+
+
+def test_a_barrier_holds_blocks_until_all_are_there(model: il.Model) -> None:
+    """S-85."""
+    order = []
+    with model.trace() as tracer:
+        barrier = tracer.barrier(2)
+        with tracer.invoke(X):
+            barrier()
+            order.append("first")
+        with tracer.invoke(X):
+            model[2].output
+            order.append("second")
+            barrier()
+    assert order == ["second", "first"]
+
+
+def test_a_barrier_that_never_opens_is_reported(model: il.Model) -> None:
+    """S-85."""
+    with pytest.raises(
+        TraceError, match=r"waits for a barrier for 2 blocks, where 1 arrived, which never came"
+    ):
+        with model.trace() as tracer:
+            barrier = tracer.barrier(2)
+            with tracer.invoke(X):
+                barrier()
+
+
+def test_a_later_block_sees_what_an_earlier_one_wrote(model: il.Model) -> None:
+    """S-89."""
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            model[0].output[:] = 5
+        with tracer.invoke(Y):
+            pass
+        with tracer.invoke():
+            seen = model[0].output.clone()
+    assert (seen[:2] == 5).all()
+    assert (seen[2:] != 5).all()
+
+
+def test_the_traces_own_block_sees_the_whole_batch_last(model: il.Model) -> None:
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            model[0].output[:] = 5
+        with tracer.invoke(Y):
+            pass
+        seen = model[0].output
+    assert seen.shape == (5, 4)
+    assert (seen[:2] == 5).all()
+
+
+def test_skipping_some_rows_runs_the_others(model: il.Model, net: nn.Sequential) -> None:
+    """S-31 under several prompts."""
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            model[2].skip(torch.zeros(2, 4))
+            first = model.output
+        with tracer.invoke(Y):
+            second = model.output
+    torch.testing.assert_close(first, net[3](torch.zeros(2, 4)))
+    torch.testing.assert_close(second, net(Y))
+
+
+def test_inputs_that_do_not_fit_name_the_invokes_and_the_field(model: il.Model) -> None:
+    """S-71."""
+    with pytest.raises(
+        InputError, match=r"invoke 0 and invoke 1 cannot be combined: argument 0 is Tensor\(2, 4\)"
+    ):
+        with model.trace() as tracer:
+            with tracer.invoke(X):
+                pass
+            with tracer.invoke(torch.ones(1, 3)):
+                pass
+
+
+def test_an_invoke_after_the_model_has_started_is_refused(model: il.Model) -> None:
+    """S-80."""
+    with pytest.raises(TraceError, match="before the model starts"), model.trace(X) as tracer:
+        model[0].output
+        tracer.invoke(Y)
+
+
+def test_an_error_of_a_block_is_the_users_own_and_kept_values_survive(model: il.Model) -> None:
+    """Law 11."""
+    with pytest.raises(ZeroDivisionError) as raised, model.trace() as tracer:
+        with tracer.invoke(X):
+            kept = model[0].output
+            kept.shape[0] / 0
+        with tracer.invoke(X):
+            model.output
+    assert str(raised.traceback[-1].path).endswith("test_prompts.py")
+    assert kept.shape == (2, 4)
+
+
+def test_nothing_outlives_the_trace(model: il.Model) -> None:
+    """Law 10."""
+    gc.collect()
+    gc.disable()
+    try:
+        with model.trace() as tracer:
+            with tracer.invoke(X):
+                seen = model[0].output
+            with tracer.invoke(Y):
+                other = model[0].output
+        watched = [weakref.ref(seen), weakref.ref(other), weakref.ref(tracer)]
+        del seen, other, tracer
+        assert [ref() for ref in watched] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_the_older_step_loop_runs_its_block_once_a_step() -> None:
+    """S-82."""
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(3):
+                x = self.step(x)
+            return x
+
+    model = il.Model(Loop())
+    seen, last = [], None
+    with model.trace(X) as tracer, pytest.warns(DeprecationWarning, match="for step in tracer.iter"):
+        with tracer.iter[0:2] as step:
+            last = model.step.output
+            seen.append(step)
+    assert seen == [0, 1]
+    assert last is not None
+
+
+def test_a_session_shares_values_between_traces(model: il.Model, net: nn.Sequential) -> None:
+    """S-44."""
+    with model.session() as session:
+        with model.trace(X):
+            hidden = model[0].output
+        with model.trace(X * 3):
+            model[2].output = hidden
+            out = model.output
+    assert session.model is model
+    torch.testing.assert_close(out, net[3](net[0](X)))
+
+
+def test_a_trace_inside_a_block_is_its_own(model: il.Model, net: nn.Sequential) -> None:
+    """Law 9."""
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            with model.trace(Y):
+                inner = model[0].output
+            outer = model[2].output
+        with tracer.invoke(Y):
+            pass
+    torch.testing.assert_close(inner, net[0](Y))
+    torch.testing.assert_close(outer, net[:3](X))
