@@ -144,7 +144,7 @@ class Trace:
         return self._run
 
     def before_going_on(self, call: Callable[[], None]) -> None:
-        """Have something called before the model goes on from here: at the next request, or when the block ends."""
+        """Have something called before the model goes on: at the next request, or when the block ends."""
         self.run.pending.append(call)
 
     def settle(self) -> None:
