@@ -21,7 +21,7 @@ def parsed() -> argparse.Namespace:
         "--profile", action="store_true", help="where the time of a trace goes, and nothing else"
     )
     parser.add_argument("--only", default="", help="the models whose name has this in it, and nothing else")
-    parser.add_argument("--seconds", type=float, help="for each figure; 2.5, or 0.2 with --quick")
+    parser.add_argument("--seconds", type=float, help="for each figure; 2.5, or 0.1 with --quick")
     parser.add_argument(
         "--markdown", type=Path, metavar="PAGE", help="put the tables between the markers of a page"
     )
@@ -30,7 +30,7 @@ def parsed() -> argparse.Namespace:
 
 def rows(wanted: argparse.Namespace) -> list[Row]:
     makers = models.subjects()[: -1 if wanted.quick else None]
-    seconds = wanted.seconds or (0.2 if wanted.quick else 2.5)
+    seconds = wanted.seconds or (0.1 if wanted.quick else 2.5)
     found: list[Row] = []
     for make in tqdm(makers, desc="models", leave=False):
         subject = make()
@@ -46,8 +46,8 @@ def sections(wanted: argparse.Namespace) -> list[str]:
         return [breakdown.text()]
     parts = [report.setting(), "## Time\n", report.costs(rows(wanted))]
     if not wanted.only:
-        runs = 500 if wanted.quick else 10_000
-        fresh = 20 if wanted.quick else 100
+        runs = 200 if wanted.quick else 10_000
+        fresh = 5 if wanted.quick else 100
         subject = models.overhead(32)
         small = models.gpt2("GPT-2", layers=2, width=8, heads=2, vocabulary=32, tokens=4)
         parts += ["## Wrapping\n", report.wrappings(wrapping(size, fresh) for size in SIZES)]

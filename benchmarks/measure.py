@@ -13,7 +13,7 @@ from itertools import count
 from time import perf_counter, thread_time_ns
 
 SAMPLE_NS = 400_000  # short calls are repeated until a sample takes about this long
-FEWEST_ROUNDS = 5
+FEWEST_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,7 +242,7 @@ class Enough(StoppingCriteria):  # type: ignore[misc]
         {"disable_compile": True},
         {"prompt_lookup_num_tokens": 2, "eos_token_id": 0},
     ],
-    ids=lambda settings: "-".join(settings),
+    ids="-".join,
 )
 def test_settings_of_generate(model: Any, settings: dict[str, Any]) -> None:
     """S-95: all pass through."""

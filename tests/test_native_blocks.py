@@ -596,19 +596,11 @@ def test_pdb_steps_in_the_block_and_after_it(tmp_path: Path) -> None:
     """The debugger stops at each line of the block, steps over a request, and goes on after the block."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    commands = [
-        "b script.py:24",
-        "c",
-        "n",
-        "n",
-        "p len(values)",
-        "n",
-        "n",
-        "p out.shape",
-        "b script.py:30",
-        "c",
-    ]
-    commands += ["p ('after', len(values))", "n", "p len(values)", "cl 1", "cl 2", "c", "q"]
+    lines = SCRIPT.splitlines()
+    inside = lines.index("        hidden = model.a.output") + 1
+    after = lines.index("    values.append(2)") + 1
+    commands = [f"b {inside}", "c", "n", "n", "p len(values)", "n", "n", "p out.shape", f"b {after}", "c"]
+    commands += ["p ('after', len(values))", "n", "n", "p len(values)", "cl 1", "cl 2", "c", "q"]
     out = run("-m", "pdb", "script.py", stdin="\n".join(commands) + "\n", cwd=tmp_path)
     lines = [line.removeprefix("(Pdb) ") for line in out.splitlines()]
     assert "-> hidden = model.a.output" in lines

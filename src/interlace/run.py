@@ -45,8 +45,9 @@ class Run:
     """
 
     __slots__ = (
-        "__weakref__", "_asked", "_held_back", "_site", "_wanted", "after", "at_end", "before", "ends", "failed", "frames",
-        "kinds", "pending", "live", "side", "skipped", "starts", "stopped", "switch", "watchers",
+        "__weakref__", "_asked", "_held_back", "_site", "_wanted", "after", "at_end", "before",
+        "ends", "failed", "frames", "kinds", "live", "pending", "side", "skipped", "starts",
+        "stopped", "switch", "watchers",
     )  # fmt: skip
 
     def __init__(self, call: Callable[[], Any]) -> None:
@@ -118,7 +119,7 @@ class Run:
             self.live, self._wanted = live, None
             raise
         live = self.live
-        if live is None:
+        if live is None or self.switch.done:  # a pause that is refused has failed the model
             self._close()
             raise NotReachedError(self._missed(site, port, number))
         self._site = site

@@ -231,7 +231,7 @@ class Trace:
         return here._start() if here._run is None else here._run
 
     def before_going_on(self, call: Callable[[], None]) -> None:
-        """Have something called before the model goes on from here: at the next request, or when the block ends."""
+        """Have something called before the model goes on: at the next request, or when the block ends."""
         self.run.pending.append(call)
 
     def settle(self) -> None:

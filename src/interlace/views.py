@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interlace.envoy import Envoy
 from interlace.errors import TraceError, WriteError
 from interlace.site import Visit, spell
 from interlace.trees import tensors
 from interlace.writes import Insisted, replace
 
 if TYPE_CHECKING:
+    from interlace.envoy import Envoy
     from interlace.trace import Trace
 
 See = Callable[[Any, Any], Any]
@@ -48,7 +48,7 @@ class View:
         told = (self.__doc__ or "").strip().partition("\n")[0]
         owner._views = {**getattr(owner, "_views", {}), name: told}  # type: ignore[attr-defined]
 
-    def __get__(self, envoy: Envoy | None, owner: type) -> Any:
+    def __get__(self, envoy: "Envoy | None", owner: type) -> Any:
         if envoy is None:
             return self
         trace, visit = self._reach(envoy, sys._getframe(1))
@@ -56,7 +56,7 @@ class View:
             return self._seen(envoy, _value(visit, self.port))
         return self._sight(envoy, trace, visit).value
 
-    def __set__(self, envoy: Envoy, value: Any) -> None:
+    def __set__(self, envoy: "Envoy", value: Any) -> None:
         envoy._tree.trace_for(sys._getframe(1), f"`{self.where(envoy)}`")
         trace, visit = self._reach(envoy, sys._getframe(1))
         assert trace is not None
@@ -66,14 +66,14 @@ class View:
         if value is not sight.value:
             sight.write(replace(sight.value, value, self.where(envoy)), insisted=isinstance(value, Insisted))
 
-    def where(self, envoy: Envoy) -> str:
+    def where(self, envoy: "Envoy") -> str:
         """The place as text."""
         return f"{spell(envoy._path)}.{self.name}"
 
-    def _target(self, envoy: Envoy) -> Envoy:
+    def _target(self, envoy: "Envoy") -> "Envoy":
         return envoy.get(self.inside) if self.inside else envoy
 
-    def _reach(self, envoy: Envoy, frame: Any) -> "tuple[Trace | None, Visit]":
+    def _reach(self, envoy: "Envoy", frame: Any) -> "tuple[Trace | None, Visit]":
         target = self._target(envoy)
         trace = envoy._tree.trace_at(frame)
         if trace is None:
@@ -82,13 +82,13 @@ class View:
             trace.unfuse(target._module)
         return trace, trace.visit(target._site, "output" if self.port == "output" else "input")
 
-    def _seen(self, envoy: Envoy, value: Any) -> Any:
+    def _seen(self, envoy: "Envoy", value: Any) -> Any:
         try:
             return self.see(envoy, value)
         except AttributeError as error:  # Python would take it for a name that is missing
             raise TraceError(f"`{self.where(envoy)}` cannot be seen: {error}") from error
 
-    def _sight(self, envoy: Envoy, trace: "Trace", visit: Visit) -> "Sight":
+    def _sight(self, envoy: "Envoy", trace: "Trace", visit: Visit) -> "Sight":
         """What is seen at a visit: the same object each time, until its site is written to."""
         trace.settle()
         current = _value(visit, self.port)
@@ -105,7 +105,7 @@ class Sight:
 
     __slots__ = ("base", "envoy", "marks", "pending", "stale", "value", "versions", "view", "visit")
 
-    def __init__(self, view: View, envoy: Envoy, trace: "Trace", visit: Visit, value: Any) -> None:
+    def __init__(self, view: View, envoy: "Envoy", trace: "Trace", visit: Visit, value: Any) -> None:
         self.view = view
         self.envoy = envoy
         self.pending = trace.run.pending
