@@ -431,7 +431,9 @@ class Envoy:
         return NameMissError(f"`{spell(self._path)}` ({kind}) has no `{name}`.{near}", name=name, obj=self)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _OWN:
+        if name in VALUES and name not in getattr(type(self), "_hides", ()):
+            object.__setattr__(self, name, value)
+        elif name in _OWN:
             self.__dict__[name] = value
         elif isinstance(value, nn.Module):
             setattr(self._module, name, value)

@@ -18,7 +18,8 @@ from typing import Any
 
 from torch import nn
 
-from interlace.switch import getcurrent
+from interlace.run import Run
+from interlace.switch import Worker, getcurrent
 
 SLOT = "_compiled_call_impl"
 
@@ -46,13 +47,12 @@ def _report(tap: Tap, key: int) -> Callable[..., Any]:
     """What runs in place of the module's call. It is the hot path of the library."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            run = getcurrent().tracing  # type: ignore[attr-defined]
-            starts = run.starts
-        except AttributeError:  # another stack than a model's
-            return tap.inner(*args, **kwargs)
+        stack = getcurrent()
+        if type(stack) is not Worker or not isinstance(run := stack.tracing, Run):
+            return tap.inner(*args, **kwargs)  # a plain call while a trace is open
         if key in run.before:
             return run.reach(key, tap.inner, args, kwargs)
+        starts = run.starts
         number = starts[key]
         starts[key] = number + 1
         result = tap.inner(*args, **kwargs)

@@ -41,19 +41,20 @@ def replace(old: Any, new: Any, where: str) -> Any:
     Raises:
         WriteError: Structure, shape, dtype or device differ.
     """
+    if not config.checks:
+        return new.value if type(new) is Insisted else new
     both = type(new) is torch.Tensor and type(old) is torch.Tensor
     if both and new.shape == old.shape and new.dtype is old.dtype and new.device == old.device:
         return new
     if isinstance(new, Insisted):
         return new.value
-    if config.checks:
-        why = mismatch(old, new)
-        if why is not None:
-            raise WriteError(
-                f"`{spell(where)}` cannot be replaced: {why}.\n"
-                f"Written: {describe(new)}. Replaced: {describe(old)}.\n"
-                "To write it all the same: `il.insist(value)`."
-            )
+    why = mismatch(old, new)
+    if why is not None:
+        raise WriteError(
+            f"`{spell(where)}` cannot be replaced: {why}.\n"
+            f"Written: {describe(new)}. Replaced: {describe(old)}.\n"
+            "To write it all the same: `il.insist(value)`."
+        )
     return new
 
 
