@@ -1,6 +1,6 @@
 """The tree of envoys mirrors the tree of modules: navigation, names, calls of methods, moving, printing."""
 
-# ruff: noqa: B018, E501, SIM117
+# ruff: noqa: B018, SIM117
 
 import copy
 import gc

@@ -277,9 +277,8 @@ def test_arguments_of_the_forward(gpt2: str) -> None:
     )
     with pytest.raises(InputError, match="nothing to run on: labels"):
         model.trace(labels=torch.ones(1, 1)).__enter__()
-    with pytest.raises(InputError, match="without an input"):
-        with model.trace():
-            pass
+    with pytest.raises(InputError, match="without an input"), model.trace():
+        pass
     with model.trace("a"):  # and nothing is broken by an error before
         pass
 

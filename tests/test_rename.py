@@ -1,7 +1,5 @@
 """Other names for modules, and other classes for their envoys."""
 
-# ruff: noqa: E501
-
 import warnings
 
 import pytest

@@ -1,6 +1,6 @@
 """Steps of a repeated run: which visits they are, and that loops over them end when the model does."""
 
-# ruff: noqa: B018, E501, PERF401, PT012, SIM117
+# ruff: noqa: B018, PERF401, PT012, SIM117
 
 from collections.abc import Callable
 from typing import Any
@@ -286,10 +286,40 @@ def test_steps_of_a_model_called_once(x: Tensor) -> None:
     with model.trace(x) as tracer:
         steps = [(step, model[0].output is not None, model[2].output is not None) for step in tracer.iter[:]]
         out = tracer.result
-        with pytest.raises(OrderError, match=r"`model\.output` has passed; the model has finished"):
-            model.output
+        assert torch.equal(model.output, out)
     assert steps == [(0, True, True)]
     assert torch.equal(out, net(x))
+
+
+@pytest.mark.parametrize("which", [slice(None), slice(10), slice(4), slice(2)], ids=str)
+def test_sites_after_the_last_step_can_be_read(which: slice, x: Tensor) -> None:
+    """Law 6: also when the loop saw the model end, in search of another step. They can be changed no more."""
+
+    class Loop(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.head = torch.nn.Linear(3, 3), torch.nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(4):
+                x = self.block(x)
+            return self.head(x)  # type: ignore[no-any-return]
+
+    net = Loop()
+    model = il.Model(net)
+    with model.trace(x) as tracer:
+        seen = [model.block.output for _ in tracer.iter[which]]
+        head, last = model.head.output, model.head.input
+        if which.stop in (None, 10):
+            with pytest.raises(
+                OrderError, match=r"`model\.head\.output` has passed: the model ran to its end"
+            ):
+                model.head.output = torch.zeros(1, 2)
+        out = model.output
+    assert len(seen) == min(4, which.stop or 4)
+    assert torch.equal(head, net(x))
+    assert torch.equal(out, head)
+    assert torch.equal(net.head(last), head)
 
 
 def test_iter_after_the_block_is_refused(model: il.Model, x: Tensor) -> None:

@@ -124,6 +124,7 @@ def test_foreign_greenlets_around() -> None:
 
 
 def test_workers_are_kept_and_bounded_and_hold_nothing() -> None:
+    parked = list(_homes.home.parked)
     many = [Turns() for _ in range(3 * KEPT)]
     for turns in many:
         turns.switch.resume()
@@ -132,4 +133,4 @@ def test_workers_are_kept_and_bounded_and_hold_nothing() -> None:
     idle = _homes.home.idle
     assert 0 < len(idle) <= KEPT
     assert all(worker.job is None and worker.tracing is None for worker in idle)
-    assert not _homes.home.parked
+    assert _homes.home.parked == parked

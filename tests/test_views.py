@@ -1,6 +1,6 @@
 """Own values of an Envoy subclass: derived from a site, and going back to it."""
 
-# ruff: noqa: B018, E501
+# ruff: noqa: B018
 
 from typing import Any
 

@@ -294,7 +294,11 @@ class Envoy:
         """A scope around several traces that share values: `with model.session():`. Locally it only marks them."""
         return Session(self)
 
-    def _combine(self, inputs: list[calls.Input], fn: Any) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:  # noqa: ARG002
+    def _combine(
+        self,
+        inputs: list[calls.Input],
+        fn: Any,  # noqa: ARG002
+    ) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
         """One call for the prepared inputs of several prompts, and the rows of each."""
         return concatenate(inputs)
 

@@ -175,7 +175,9 @@ class LanguageModel(Model):
             kwargs = {**kwargs, "position_ids": position_ids(mask)[:, -given.shape[1] :]}
         return (), kwargs
 
-    def _combine(self, inputs: list[Input], fn: Function) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
+    def _combine(
+        self, inputs: list[Input], fn: Function
+    ) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
         """One batch of several prompts, padded on the left."""
         if any(args for args, _ in inputs):
             return super()._combine(inputs, fn)

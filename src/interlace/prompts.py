@@ -176,7 +176,9 @@ def pad_together(inputs: list[dict[str, Any]], pad: int) -> list[dict[str, Any]]
     longest = max((row.shape[1] for given in inputs for row in given.values() if _is_row(row)), default=0)
     return [
         {
-            name: _longer(value, longest, _FILL.get(name, pad)) if name in _FILL or name == "input_ids" else value
+            name: _longer(value, longest, _FILL.get(name, pad))
+            if name in _FILL or name == "input_ids"
+            else value
             for name, value in given.items()
             if name != "position_ids"
         }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from interlace.errors import InterlaceWarning, NotReachedError, OrderError, RunEnded, TraceError
-from interlace.site import Port, Site, Visit, spell
+from interlace.site import Past, Port, Site, Visit, spell
 from interlace.switch import Switch
 
 Watcher = Callable[[Visit], None]
@@ -39,6 +39,8 @@ class Run:
         live: The visit at which the model is paused.
         kinds: What kind of value was last asked for at the output of each site, by key.
         frames: The operations that report to this run, by the key of the module whose forward they are in.
+        passing: Visits made while looking ahead for a step that may never come; what is left when the model
+            has ended can still be read.
         at_end: What to undo when the run has ended.
         pending: Called before the model goes on.
         side: A visit that the block made itself (`envoy(..., hook=True)`), until its next request.
@@ -46,7 +48,7 @@ class Run:
 
     __slots__ = (
         "__weakref__", "_asked", "_held_back", "_site", "_wanted", "after", "at_end", "before",
-        "ends", "failed", "frames", "kinds", "live", "pending", "side", "skipped", "starts",
+        "ends", "failed", "frames", "kinds", "live", "passing", "pending", "side", "skipped", "starts",
         "stopped", "switch", "watchers",
     )  # fmt: skip
 
@@ -62,6 +64,7 @@ class Run:
         self.skipped: list[Site] = []
         self.kinds: dict[Any, type] = {}
         self.pending: list[Callable[[], None]] = []
+        self.passing: dict[tuple[Any, int], Visit] | None = None
         self.stopped = False
         self.failed: BaseException | None = None
         self._wanted: tuple[Any, int, Port] | None = None
@@ -104,6 +107,8 @@ class Run:
         ):
             return live
         if (self.starts if port == "input" else self.ends)[site.key] > number:
+            if self.passing is not None and (site.key, number) in self.passing:
+                return Past(self.passing[site.key, number], site.at(port, number))
             raise OrderError(self._passed(site, port, number))
         if self.switch.done:
             raise NotReachedError(self._missed(site, port, number))
@@ -128,12 +133,23 @@ class Run:
         return live
 
     def ahead(self, site: Site, port: Port, number: int) -> bool:
-        """Run until a visit like `ask`, and tell whether it came before the model ended."""
+        """Run until a visit like `ask`, and tell whether it came before the model ended.
+
+        If it did not, the visits on the way can still be read: the block had no way to ask for them before.
+        """
+        after = self.after
+        if not self.switch.done:
+            self.after, self.passing = Everything(), {}
         try:
             self.ask(site, port, number)
         except NotReachedError:
             return False
-        return True
+        else:
+            self.passing = None
+            return True
+        finally:
+            if not self.switch.ending:
+                self.after = after
 
     def finish(self) -> Any:
         """Let the model run to its end and return what it returned; None if it failed or was stopped."""
@@ -254,6 +270,8 @@ class Run:
         visit.port = port
         if self.watchers:
             self._tell(visit, port)
+        if self.passing is not None and port == "output" and not self.switch.done:
+            self.passing[visit.key, visit.number] = visit
         wanted = self._wanted
         if wanted is not None and wanted[2] == port and wanted[0] == visit.key and wanted[1] == visit.number:
             self._wanted = None

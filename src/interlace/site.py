@@ -8,6 +8,8 @@ text.
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from interlace.errors import OrderError
+
 Port = Literal["input", "output"]
 
 
@@ -48,6 +50,28 @@ class Visit:
         self.port: Port = "input"
         self.result: Any = None
         self.skipped = False
+
+
+class Past(Visit):
+    """A visit that is over and can still be read; a write to it raises.
+
+    Args:
+        visit: The visit.
+        where: The place as text.
+    """
+
+    __slots__ = ("where",)
+
+    def __init__(self, visit: Visit, where: str) -> None:
+        for name in ("args", "key", "kwargs", "number", "port", "result", "skipped"):
+            object.__setattr__(self, name, getattr(visit, name))
+        object.__setattr__(self, "where", where)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise OrderError(
+            f"{self.where} has passed: the model ran to its end in search of another step. It can be read, not "
+            "changed.\nTo change it, bound the loop: `for step in tracer.iter[:n]:` stops after step n - 1."
+        )
 
 
 def spell(path: str) -> str:

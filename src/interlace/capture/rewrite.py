@@ -186,7 +186,7 @@ class Rewrite(ast.NodeTransformer):
         return [node, *self._bind([node.name], node)]
 
     def _comprehension(self, node: Node) -> Node:
-        generators: list[ast.comprehension] = getattr(node, "generators")  # typed by its class
+        generators: list[ast.comprehension] = node.generators  # type: ignore[attr-defined]
         first = generators[0]
         source = self.visit(first.iter)
         first.iter = ast.Constant(None)

@@ -99,7 +99,7 @@ class Scope:
         self._il_settled = None
 
 
-def _no_wait(asker: Scope, maker: Scope, name: str) -> None:
+def _no_wait(_asker: Scope, _maker: Scope, name: str) -> None:
     raise CaptureError(f"{name!r} is read before the block that assigns it has run")
 
 

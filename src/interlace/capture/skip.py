@@ -154,7 +154,7 @@ else:
             frame.f_trace_opcodes = True
             sys.settrace(self)
 
-        def __call__(self, frame: FrameType, event: str, arg: object) -> _Tracer | None:
+        def __call__(self, frame: FrameType, event: str, _arg: object) -> _Tracer | None:
             if frame is not self.frame:
                 return None
             if event == "opcode" and frame.f_lasti in self.offsets:
