@@ -62,6 +62,8 @@ class Past(Visit):
 
     __slots__ = ("where",)
 
+    where: str
+
     def __init__(self, visit: Visit, where: str) -> None:
         for name in ("args", "key", "kwargs", "number", "port", "result", "skipped"):
             object.__setattr__(self, name, getattr(visit, name))
