@@ -595,11 +595,11 @@ def _make(tree: Tree, path: str, above: Envoy | None) -> Envoy:
     if root:
         envoy.__dict__.update(tree.state)
     parts = path.split(".")
-    aboves = (tree.find(".".join(parts[:n])) for n in range(1, len(parts)))
+    ancestors = (tree.find(".".join(parts[:n])) for n in range(1, len(parts)))
     fused = (
         above._fused or isinstance(above._module, FUSED)
         if above is not None
-        else any(isinstance(module, FUSED) for module in aboves)
+        else any(isinstance(module, FUSED) for module in ancestors)
     )
     envoy._stand(tree, module, path, fused)
     return envoy

@@ -4,6 +4,7 @@ import copy
 import functools
 import gc
 import pickle
+import re
 import threading
 import weakref
 from collections.abc import Callable
@@ -553,3 +554,11 @@ def test_attention_probabilities() -> None:
         mixed = scores.torch_matmul_1.output
     assert torch.allclose(probabilities.sum(-1), torch.ones(1, 4, 6))
     assert not mixed.any()
+
+
+def test_a_notebook_shows_the_listing() -> None:
+    """S-61: with the names of the operations in bold, and nothing that a browser would take for markup."""
+    shown = il.Model(nn.Sequential(nn.Linear(2, 3)))[0].source._repr_html_()
+    assert "<b>F_linear_0</b> -&gt;" in shown
+    assert shown.count("<b>") == shown.count("</b>") == 1
+    assert re.sub(r"</?b>|</?pre.*?>", "", shown).count("<") == 0

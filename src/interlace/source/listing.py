@@ -1,7 +1,9 @@
 """How operations print: the source with a gutter that names them, or a window around one."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
+from html import escape
 
 from interlace.source.names import Operation
 
@@ -34,3 +36,16 @@ def window(lines: Sequence[str], first: int, operation: Operation) -> str:
         f"{ARROW if number == at else '':>{len(ARROW)}} {first + number:>{digits}} {lines[number]}".rstrip()
         for number in range(start, stop)
     )
+
+
+def html(text: str) -> str:
+    """A listing for a notebook: names of operations stand out, and long lines scroll.
+
+    >>> html("mul_0 -> 2 x * 2")
+    '<pre style="overflow-x: auto; line-height: 1.35"><b>mul_0</b> -&gt; 2 x * 2</pre>'
+    """
+    rows = [
+        re.sub(r"^( *)([\w.]+)(?= +(?:-&gt;|\+))", r"\1<b>\2</b>", escape(line, quote=False))
+        for line in text.splitlines()
+    ]
+    return '<pre style="overflow-x: auto; line-height: 1.35">' + "\n".join(rows) + "</pre>"

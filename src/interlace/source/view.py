@@ -140,6 +140,10 @@ class Source:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        """The same listing, in a notebook."""
+        return listing.html(str(self))
+
 
 class ForwardSource(Source):
     """The operations of a module's forward; of whatever module stands there when a value is asked for."""
@@ -329,3 +333,7 @@ class Operation:
         return f"{spell(self.path)}\n\n{listing.window(text.lines, text.line, self._named)}"
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """The same listing, in a notebook."""
+        return listing.html(str(self))
