@@ -462,6 +462,10 @@ class Envoy:
 
     def __getitem__(self, key: Any) -> Any:
         module: Any = self._module
+        if type(key) is int and type(module) in LISTS:
+            made = self.__dict__.get(str(key))
+            if made is not None and made._module is module._modules.get(str(key)):
+                return made
         if isinstance(key, slice):
             return [self[n] for n in range(*key.indices(len(self)))]
         found = module[key]
@@ -607,6 +611,9 @@ def _make(tree: Tree, path: str, above: Envoy | None) -> Envoy:
 
 FUSED = (nn.TransformerEncoderLayer,)
 """Modules that torch may run as one fused operation, passing over those inside them."""
+
+LISTS = (nn.ModuleList, nn.Sequential)
+"""Modules whose children are named by their index."""
 
 FEATURES = frozenset(name for name in vars(Envoy) if not name.startswith("_") and name != "envoys")
 """The public names of an envoy. A submodule of such a name keeps it; the feature is then `nns_<name>`."""
