@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -229,6 +229,12 @@ class Trace:
         """The run in progress."""
         here = self._here()
         return here._start() if here._run is None else here._run
+
+    @property
+    def model_run(self) -> Run:
+        """The run of the model itself, which several blocks may share."""
+        run = cast("Run | Worker", self.run)
+        return run.run if isinstance(run, Worker) else run
 
     def before_going_on(self, call: Callable[[], None]) -> None:
         """Have something called before the model goes on: at the next request, or when the block ends."""

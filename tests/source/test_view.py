@@ -562,3 +562,52 @@ def test_a_notebook_shows_the_listing() -> None:
     assert "<b>F_linear_0</b> -&gt;" in shown
     assert shown.count("<b>") == shown.count("</b>") == 1
     assert re.sub(r"</?b>|</?pre.*?>", "", shown).count("<") == 0
+
+
+class Doubling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = torch.tanh(self.a(x) * 2)
+        return self.b(z)  # type: ignore[no-any-return]
+
+
+def test_operations_under_invokes_are_those_of_the_rows() -> None:
+    """S-58, S-72, law 3: an invoke reads and writes the operations of its own rows."""
+    net = Doubling()
+    model = il.Model(net)
+    one, two = torch.randn(1, 3), torch.randn(2, 3)
+    with model.trace(one):
+        alone = model.source.torch_tanh_0.output
+    with model.trace() as tracer:
+        with tracer.invoke(one):
+            read = model.source.torch_tanh_0.output
+            model.source.z_0.output = torch.zeros(1, 3)
+            written = model.output
+        with tracer.invoke(two):
+            other = model.source.torch_tanh_0.output
+            untouched = model.output
+    torch.testing.assert_close(read, alone)
+    assert other.shape == (2, 3)
+    torch.testing.assert_close(written, net.b(torch.zeros(1, 3)))
+    torch.testing.assert_close(untouched, net(two))
+
+
+def test_an_edit_of_an_operation_stays() -> None:
+    """S-58, S-39: in plain calls and in traces of the edited model; the original stays as it was."""
+    net = Doubling()
+    model = il.Model(net)
+    x = torch.randn(2, 3)
+
+    def silence(model: Any) -> None:
+        model.source.z_0.output = torch.zeros(2, 3)
+
+    edited = model.edit(silence)
+    assert torch.equal(edited(x), net.b(torch.zeros(2, 3)))
+    assert torch.equal(model(x), net(x))
+    with edited.trace(x):
+        read, out = edited.source.torch_tanh_0.output, edited.output
+    assert torch.equal(read, torch.tanh(net.a(x) * 2))
+    assert torch.equal(out, net.b(torch.zeros(2, 3)))

@@ -40,6 +40,10 @@ class Trace(Protocol):
     def run(self) -> Run:
         """The run in progress."""
 
+    @property
+    def model_run(self) -> Run:
+        """The run of the model itself, which several blocks may share."""
+
     def visit(self, site: Site, port: Port) -> Visit:
         """Run the model to the visit that a request made now means."""
 
@@ -157,7 +161,7 @@ class ForwardSource(Source):
                 self._frame(trace)
 
     def _frame(self, trace: Trace) -> Frame:
-        run = trace.run
+        run = trace.model_run
         module = self._module()
         known: Frame | None = run.frames.get(id(module))
         if known is None:
@@ -182,7 +186,7 @@ class CalleeSource(Source):
         self._kept = frame
 
     def _frame(self, trace: Trace) -> Frame:
-        if trace.run is not self._kept.run:
+        if trace.model_run is not self._kept.run:
             raise OutsideTraceError(
                 f"`{spell(self._path)}` was found in another trace, which is over.\n"
                 "Go down to it again in this one: what a call runs is known only while the model runs."
