@@ -20,7 +20,9 @@ from interlace.tap import Taps
 from interlace.trees import tensors
 from tests.source.architectures import OTHER, TEXT, build, inputs
 
-pytestmark = [pytest.mark.slow, pytest.mark.language]
+pytestmark = [
+    pytest.mark.slow,
+]
 
 # Modules whose forward cannot be rewritten, with the reason. Classes, as `module.qualname`.
 NOT_SWEEPABLE: dict[str, str] = {}
