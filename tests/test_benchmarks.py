@@ -14,7 +14,6 @@ from benchmarks.models import Subject
 from benchmarks.workloads import Row, differing, ready, values, workloads_of
 from benchmarks.wrapping import wrapping
 
-
 MAKERS = models.subjects(tiny=True)
 
 
