@@ -24,7 +24,7 @@ from interlace.site import Port, Site, Visit, spell
 from interlace.source.view import ForwardSource
 from interlace.trace import Trace
 from interlace.tree import Tree
-from interlace.writes import replace, replace_inputs
+from interlace.writes import replace, replace_first, replace_inputs
 
 if TYPE_CHECKING:
     from interlace.typing import Activation
@@ -158,13 +158,7 @@ class Envoy:
     @input.setter  # noqa: A003
     def input(self, value: Any) -> None:
         visit = self._at_input("input", sys._getframe(1))
-        where = f"{self._path}.input"
-        if visit.args:
-            visit.args = (replace(visit.args[0], value, where), *visit.args[1:])
-        elif visit.kwargs:
-            first = next(iter(visit.kwargs))
-            visit.kwargs = {**visit.kwargs, first: replace(visit.kwargs[first], value, where)}
-        else:
+        if not replace_first(visit, value, f"{self._path}.input"):
             raise IndexError(
                 f"`{spell(self._path)}` was called with no arguments, so there is no `input` to replace."
             )

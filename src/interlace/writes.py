@@ -58,6 +58,22 @@ def replace(old: Any, new: Any, where: str) -> Any:
     return new
 
 
+def replace_first(visit: Visit, value: Any, where: str) -> bool:
+    """Write the first positional argument of a call, else the first keyword one; False when it has none.
+
+    Raises:
+        WriteError: `value` differs from what it replaces.
+    """
+    if visit.args:
+        visit.args = (replace(visit.args[0], value, where), *visit.args[1:])
+    elif visit.kwargs:
+        first = next(iter(visit.kwargs))
+        visit.kwargs = {**visit.kwargs, first: replace(visit.kwargs[first], value, where)}
+    else:
+        return False
+    return True
+
+
 def replace_inputs(visit: Visit, value: Any, where: str) -> None:
     """Write the whole `(args, kwargs)` of a call.
 

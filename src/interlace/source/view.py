@@ -27,7 +27,7 @@ from interlace.source import listing
 from interlace.source.names import Operation as Named
 from interlace.source.rewrite import Rewritten
 from interlace.source.running import Frame, describe, instrument
-from interlace.writes import replace, replace_inputs
+from interlace.writes import replace, replace_first, replace_inputs
 
 FUSED = ("scaled_dot_product_attention", "flash_attn", "flex_attention")
 SCORES = ("attn_weight", "attention_weight", "softmax", "scores", "attention_prob", "attn_prob")
@@ -298,13 +298,7 @@ class Operation:
     @input.setter  # noqa: A003  # the field's word, also for modules
     def input(self, value: Any) -> None:
         trace, site = self._site("input", sys._getframe(1))
-        visit, where = trace.before(site), f"{self.path}.input"
-        if visit.args:
-            visit.args = (replace(visit.args[0], value, where), *visit.args[1:])
-        elif visit.kwargs:
-            first = next(iter(visit.kwargs))
-            visit.kwargs = {**visit.kwargs, first: replace(visit.kwargs[first], value, where)}
-        else:
+        if not replace_first(trace.before(site), value, f"{self.path}.input"):
             raise IndexError(
                 f"`{spell(self.path)}` is called with no arguments; there is no `input` to replace."
             )
