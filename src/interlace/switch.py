@@ -155,7 +155,7 @@ class Switch:
             if parked and parked[-1] is token:
                 parked.pop()
             elif token in parked:
-                _refuse_operator_frames(worker.gr_frame, sys._getframe())
+                _refuse_operator_frames(worker.gr_frame)
                 parked.remove(token)
             worker.parent = getcurrent()
         mine = _ambient_now()

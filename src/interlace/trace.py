@@ -22,7 +22,8 @@ from interlace.steps import Iter, Steps
 from interlace.switch import carried, unwind_abandoned
 from interlace.tap import Taps
 from interlace.tree import Tree
-from interlace.workers import Schedule, Worker
+from interlace.schedule import Schedule
+from interlace.workers import Worker
 from interlace.writes import stand_in
 
 Call = Callable[[], Any]
