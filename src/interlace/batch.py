@@ -36,9 +36,10 @@ def concatenate(inputs: list[Input]) -> tuple[tuple[Any, ...], dict[str, Any], l
 
 
 def _rows(given: Input, number: int) -> int:
-    for tensor in trees.tensors(given):
-        if tensor.dim():
-            return tensor.shape[0]
+    for value in (*given[0], *given[1].values()):
+        for tensor in (value,) if isinstance(value, torch.Tensor) else trees.tensors(value):
+            if tensor.dim():
+                return tensor.size(0)
     raise InputError(
         f"The input of invoke {number} holds no tensor with a batch dimension, so it has no rows."
     )
@@ -52,13 +53,10 @@ def _fields(given: Input) -> str:
 def _join(values: list[Any], field: str) -> Any:
     first = values[0]
     if isinstance(first, torch.Tensor) and first.dim():
+        shape, dtype = first.shape[1:], first.dtype
         for number, value in enumerate(values):
-            same = (
-                isinstance(value, torch.Tensor)
-                and value.shape[1:] == first.shape[1:]
-                and value.dim() == first.dim()
-            )
-            if not same or value.dtype != first.dtype:
+            same = isinstance(value, torch.Tensor) and value.dim() and value.shape[1:] == shape
+            if not same or value.dtype != dtype:
                 raise InputError(
                     f"The inputs of invoke 0 and invoke {number} cannot be combined: {field} is "
                     f"{trees.describe(first)} and {trees.describe(value)}."

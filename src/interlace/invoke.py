@@ -84,7 +84,7 @@ class Prompts:
         self._names: list[str] = []
         self._families: dict[int, tuple[FrameType, Family]] = {}
         self._lines: dict[Scope, str] = {}
-        self._promises: list[tuple[FrameType, Promise]] = []
+        self._promises: dict[int, tuple[FrameType, list[Promise]]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._bodies)
@@ -109,7 +109,7 @@ class Prompts:
         """Take in a function."""
         name = getattr(function, "__name__", "a block")
         promise = Promise(name)
-        self._promises.append((frame, promise))
+        self._promises.setdefault(id(frame), (frame, []))[1].append(promise)
         self._add(given, lambda: promise._values.append(function()), f"`{name}`")
         return promise
 
@@ -145,10 +145,10 @@ class Prompts:
         """Give every name its value, in the order in which the blocks are written."""
         for frame, family in self._families.values():
             family.close(frame)
-        for frame, promise in self._promises:
-            if promise._values:
-                names = [name for name, value in held(frame).items() if value is promise]
-                write(frame, dict.fromkeys(names, promise._values[0]))
+        for frame, promises in self._promises.values():
+            kept = {id(promise): promise._values[0] for promise in promises if promise._values}
+            here = held(frame).items()
+            write(frame, {name: kept[id(value)] for name, value in here if id(value) in kept})
         self._families.clear()
         self._lines.clear()
         self._bodies.clear()

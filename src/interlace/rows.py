@@ -16,8 +16,8 @@ from interlace import trees
 from interlace.site import Port, Visit
 
 VIEW, COPY, JOINED = range(3)
-Mark = tuple[torch.Tensor, torch.Tensor, int, int]
-"""A tensor that was handed out, what it was narrowed from, how, and its address or version then."""
+Mark = tuple[torch.Tensor, int, int]
+"""A tensor that was handed out, how, and its address or version then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,100 +41,138 @@ class Rows:
 
     def splice(self, whole: Any, value: Any) -> Any:
         """A nested value with the rows of one prompt replaced."""
-        return _splice(whole, [(Piece(self), value)])
+        return _splice(whole, [(Piece(self, whole), whole, value)])
 
 
 class Piece:
-    """One field of a visit as one prompt has it: what was handed out, and what stands there now."""
+    """One field of a visit as one prompt has it.
 
-    __slots__ = ("marks", "rows", "value")
+    Attributes:
+        whole: What the rows were taken from.
+        value: What stands there now.
+    """
 
-    def __init__(self, rows: Rows) -> None:
+    __slots__ = ("_marks", "rows", "value", "whole")
+
+    def __init__(self, rows: Rows, whole: Any) -> None:
         self.rows = rows
-        self.marks: dict[int, Mark] = {}
+        self.whole = whole
         self.value: Any = None
+        self._marks: dict[int, Mark] = {}  # by the identity of the tensor that they were taken from
 
-    def take(self, whole: Any, copy: bool) -> None:
-        """Hand out the rows of a value, and remember what they are."""
+    def take(self, copy: bool) -> None:
+        """Hand out the rows, and remember what they are."""
+        whole = self.whole
         if isinstance(whole, torch.Tensor):
             self.value = self._take(whole, copy)
         else:
-            self.value = trees.map_tensors(lambda tensor: self._again(tensor, copy), whole)
-
-    def _again(self, whole: torch.Tensor, copy: bool) -> torch.Tensor:
-        """The same rows for a tensor that stands in two places."""
-        found = next((mark[0] for mark in self.marks.values() if mark[1] is whole), None)
-        return self._take(whole, copy) if found is None else found
+            self.value = trees.map_tensors(lambda tensor: self._take(tensor, copy), whole)
 
     def _take(self, whole: torch.Tensor, copy: bool) -> torch.Tensor:
         rows = self.rows
         if whole.dim() == 0 or whole.size(0) != rows.total:
             return whole
+        known = self._marks.get(id(whole))
+        if known is not None:  # it stands in two places
+            return known[0]
         own = whole.narrow(0, rows.start, rows.size)
         if copy:
             own = own.clone()
-            self.marks[id(own)] = (own, whole, COPY, _version(own))
+            self._marks[id(whole)] = (own, COPY, _version(own))
         else:
-            self.marks[id(own)] = (own, whole, VIEW, _address(own))
+            self._marks[id(whole)] = (own, VIEW, own.data_ptr() if type(own) is torch.Tensor else 0)
         return own
 
-    def touched(self, value: Any, whole: Any) -> bool:
-        """Whether what stands where `whole` was narrowed is something that the model does not have yet."""
+    def touched(self, whole: Any, value: Any) -> bool:
+        """Whether what stands where the rows of `whole` were is something that the model does not have yet."""
         if value is whole:
             return False
-        mark = self.marks.get(id(value))
-        if mark is None or mark[1] is not whole:
+        mark = self._marks.get(id(whole))
+        if mark is None or mark[0] is not value:
             return True
-        if mark[2] == VIEW:
-            return _address(value) != mark[3] or (value.requires_grad and not whole.requires_grad)
-        return _version(value) != mark[3] or (mark[2] == COPY and value.requires_grad)
+        if mark[1] == VIEW:
+            # `tensor.data = other` leaves the tensor the same object
+            moved = type(value) is torch.Tensor and value.data_ptr() != mark[2]
+            return moved or (value.requires_grad and not whole.requires_grad)
+        return _version(value) != mark[2] or (mark[1] == COPY and value.requires_grad)
+
+    def edited(self) -> bool:
+        """Whether any of it is touched."""
+        if isinstance(self.whole, torch.Tensor):
+            return self.touched(self.whole, self.value)
+        pairs = _pairs(self.whole, self.value)
+        return pairs is None or any(self.touched(whole, value) for whole, value in pairs)
+
+    def keep(self) -> None:
+        """The model has it now; a block that goes on at this visit may edit what it holds once more."""
+        for whole, value in _pairs(self.whole, self.value) or ():
+            if isinstance(value, torch.Tensor) and value is not whole:
+                self._marks[id(whole)] = (value, JOINED, _version(value))
 
 
 def _version(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _address(tensor: torch.Tensor) -> int:
-    """Where its values are: `tensor.data = other` leaves the tensor the same object."""
-    return tensor.data_ptr() if type(tensor) is torch.Tensor else 0
-
-
-def _splice(whole: Any, pieces: list[tuple[Piece, Any]]) -> Any:
+def _pairs(whole: Any, value: Any) -> list[tuple[Any, Any]] | None:
+    """The leaves of two nested values, side by side; None where they are not alike."""
     inside = trees.children(whole)
     if inside is None:
-        return _splice_leaf(whole, pieces)
-    parts = [(piece, trees.children(value)) for piece, value in pieces]
-    for (_, value), (_, own) in zip(pieces, parts, strict=True):
-        if own is None or len(own) != len(inside):
+        return [(whole, value)]
+    own = trees.children(value)
+    if own is None or len(own) != len(inside):
+        return None
+    found = []
+    for (_, old), (_, new) in zip(inside, own, strict=True):
+        pairs = _pairs(old, new)
+        if pairs is None:
+            return None
+        found += pairs
+    return found
+
+
+Part = tuple[Piece, Any, Any]
+"""A piece, the part of its `whole` that is looked at, and what stands there now."""
+
+
+def _splice(whole: Any, parts: list[Part]) -> Any:
+    inside = trees.children(whole)
+    if inside is None:
+        return _splice_leaf(whole, parts)
+    below: list[list[Part]] = [[] for _ in inside]
+    for piece, base, value in parts:
+        own, old = trees.children(value), trees.children(base)
+        if own is None or old is None or not len(own) == len(old) == len(inside):
             return value  # insisted on
-    new = [
-        _splice(old, [(piece, own[at][1]) for piece, own in parts if own is not None])
-        for at, (_, old) in enumerate(inside)
-    ]
+        for at, ((_, was), (_, now)) in enumerate(zip(old, own, strict=True)):
+            below[at].append((piece, was, now))
+    new = [_splice(part, at) for (_, part), at in zip(inside, below, strict=True)]
     if all(part is old for part, (_, old) in zip(new, inside, strict=True)):
         return whole
     return trees.rebuild(whole, new)
 
 
-def _splice_leaf(whole: Any, pieces: list[tuple[Piece, Any]]) -> Any:
-    changed = [(piece.rows, value) for piece, value in pieces if piece.touched(value, whole)]
+def _splice_leaf(whole: Any, parts: list[Part]) -> Any:
+    changed = [(piece.rows, value) for piece, base, value in parts if piece.touched(base, value)]
     if not changed:
         return whole
-    last = changed[-1][1]
     if not changed[0][0].has(whole) or not all(isinstance(value, torch.Tensor) for _, value in changed):
-        return last
-    parts, at = [], 0
-    for rows, value in sorted(changed, key=lambda each: each[0].start):
+        return changed[-1][1]
+    if len(changed) > 1:
+        changed.sort(key=_start)
+    pieces, at, total = [], 0, whole.size(0)
+    for rows, value in changed:
         if rows.start > at:
-            parts.append(whole.narrow(0, at, rows.start - at))
-        parts.append(value)
+            pieces.append(whole.narrow(0, at, rows.start - at))
+        pieces.append(value)
         at = rows.start + rows.size
-    if at < whole.size(0):
-        parts.append(whole.narrow(0, at, whole.size(0) - at))
-    new = torch.cat(parts)
-    for piece, value in pieces:  # a block that goes on at this visit may edit what it holds once more
-        piece.marks[id(value)] = (value, new, JOINED, _version(value))
-    return new
+    if at < total:
+        pieces.append(whole.narrow(0, at, total - at))
+    return torch.cat(pieces)
+
+
+def _start(each: tuple[Rows, Any]) -> int:
+    return each[0].start
 
 
 class RowVisit:
@@ -170,10 +208,10 @@ class RowVisit:
     def _piece(self, field: str) -> Piece:
         piece = self.pieces.get(field)
         if piece is None:
-            piece = self.pieces[field] = Piece(self.rows)
+            piece = self.pieces[field] = Piece(self.rows, getattr(self.visit, field))
             # What a call was made with is not the model's to take any more once the call is over.
             ahead = field == "result" or self.visit.port == "input"
-            piece.take(getattr(self.visit, field), ahead and torch.is_grad_enabled())
+            piece.take(ahead and torch.is_grad_enabled())
         return piece
 
     @property
@@ -207,20 +245,28 @@ class RowVisit:
         self._piece("result").value = value
 
 
-def join(visit: Visit, views: Iterable[RowVisit]) -> None:
-    """Hand the rows of all prompts back to the model, each field at once."""
-    fields: dict[str, list[tuple[Piece, Any]]] = {}
+def join(visit: Visit, views: Iterable[RowVisit], again: bool = False) -> None:
+    """Hand the rows of all prompts back to the model, each field at once.
+
+    Args:
+        visit: What the rows are of.
+        views: What each prompt has of it.
+        again: Whether blocks will go on at this visit.
+    """
+    fields: dict[str, list[Part]] = {}
     for view in views:
         for field, piece in view.pieces.items():
-            if field in fields:
-                fields[field].append((piece, piece.value))
-            else:
-                fields[field] = [(piece, piece.value)]
-    for field, pieces in fields.items():
+            if piece.edited():
+                fields.setdefault(field, []).append((piece, piece.whole, piece.value))
+    for field, parts in fields.items():
         whole = getattr(visit, field)
-        new = _splice(whole, pieces)
+        new = _splice(whole, parts)
         if new is not whole:
             setattr(visit, field, new)
+    if again:
+        for view in views:
+            for piece in view.pieces.values():
+                piece.keep()
 
 
 def stack(values: list[Any]) -> Any:

@@ -207,7 +207,7 @@ class Schedule:
             worker.want = None
             if worker.rows is None and self.views:  # it sees what those before it wrote
                 assert self.live is not None
-                join(self.live, self.views)
+                join(self.live, self.views, again=True)
             switch = worker.switch
             switch.resume()
             if switch.error is not None:

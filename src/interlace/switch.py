@@ -27,7 +27,7 @@ from interlace.errors import InterlaceWarning, RunEnded, ThreadError, TraceError
 _transform = ambient.transform
 _ambient_now = ambient.read
 
-KEPT = 8
+KEPT = 32
 """How many idle workers a thread keeps."""
 
 FAR = 1 << 16
