@@ -65,16 +65,16 @@ class Piece:
         whole = self.whole
         if isinstance(whole, torch.Tensor):
             self.value = self._take(whole, copy)
-        else:
-            self.value = trees.map_tensors(lambda tensor: self._take(tensor, copy), whole)
+        else:  # a tensor may stand in two places
+            known = self._marks
+            self.value = trees.map_tensors(
+                lambda tensor: known[id(tensor)][0] if id(tensor) in known else self._take(tensor, copy), whole
+            )
 
     def _take(self, whole: torch.Tensor, copy: bool) -> torch.Tensor:
         rows = self.rows
         if whole.dim() == 0 or whole.size(0) != rows.total:
             return whole
-        known = self._marks.get(id(whole))
-        if known is not None:  # it stands in two places
-            return known[0]
         own = whole.narrow(0, rows.start, rows.size)
         if copy:
             own = own.clone()

@@ -141,12 +141,11 @@ class Schedule:
 
     def expect(self, worker: Worker, want: Want) -> None:
         """Note that a worker waits for a visit, and have its site report."""
-        waiting = self._waiting.get(want)
-        if waiting is not None:
-            waiting.append(worker)
-            return
-        self._waiting[want] = [worker]
-        self._report(want[0], want[2])
+        if want in self._waiting:
+            self._waiting[want].append(worker)
+        else:
+            self._waiting[want] = [worker]
+            self._report(want[0], want[2])
 
     def _report(self, key: Any, port: Port) -> None:
         if (key, port) not in self._expected:

@@ -18,12 +18,16 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import torch
+import torch._library.custom_ops
+import torch._ops
 from greenlet import GreenletExit, greenlet
 from greenlet import getcurrent as getcurrent
 
 from interlace import ambient, unwind
 from interlace.errors import InterlaceWarning, RunEnded, ThreadError, TraceError
 
+_OPERATORS = frozenset(module.__file__ for module in (torch._ops, torch._library.custom_ops))
 _transform = ambient.transform
 _ambient_now = ambient.read
 
@@ -290,7 +294,7 @@ def _refuse_operator_frames(*stacks: FrameType | None) -> None:
     """
     for frame in stacks:
         while frame is not None:
-            if frame.f_code.co_filename.endswith(("torch/_ops.py", "torch/_library/custom_ops.py")):
+            if frame.f_code.co_filename in _OPERATORS:
                 raise TraceError(
                     "A trace paused inside a custom torch operator must be the last one paused when it  goes "
                     "on.\nFinish the traces that were opened or advanced after it first, or ask for a value "

@@ -36,6 +36,7 @@ class Worker:
         pending: Called before the model goes on.
         side: A visit that the block made itself (`envoy(..., hook=True)`), until its next request.
         trace: The part of the trace that runs the block.
+        pause: Hands the turn back.
     """
 
     frames: Mapping[int, Any] = {}
@@ -57,6 +58,7 @@ class Worker:
         self._coverage = _coverage()
         self._looked = False
         self.switch = Switch(self._start, self)
+        self.pause = self.switch.pause if self._coverage is None else self._pause
 
     def _start(self) -> Any:
         body, self._body = self._body, None
@@ -248,11 +250,8 @@ class Worker:
             self.until = None
             raise TraceError(self.schedule.stuck(self))
 
-    def pause(self) -> None:
-        """Hand the turn back."""
-        if self._coverage is None:
-            self.switch.pause()
-            return
+    def _pause(self) -> None:
+        """Hand the turn back, and with it the place of the tracer."""
         sys.settrace(None)
         try:
             self.switch.pause()
@@ -271,6 +270,7 @@ class Worker:
         """Unwind it where it waits."""
         self.switch.end()
         self.switch.carries = None  # it carries this worker, which holds it
+        self.pause = self.switch.pause  # a bound method of its own would hold it
         self._schedule = self._body = self._view = None
         self.pending.clear()
 
