@@ -4,9 +4,10 @@ Needed in three places only: several prompts in one forward, edits that stay, an
 machine. Each of them takes a plain function as well; this part serves their `with` form.
 """
 
+from interlace.capture.around import held, write
 from interlace.capture.body import Body, Template, capture
 from interlace.capture.fault import CaptureError
 from interlace.capture.scope import Family, Scope
-from interlace.capture.skip import Skipped, held, write
+from interlace.capture.skip import Skipped
 
 __all__ = ["Body", "CaptureError", "Family", "Scope", "Skipped", "Template", "capture", "held", "write"]

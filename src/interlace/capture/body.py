@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
-from interlace.capture import skip
+from interlace.capture import around, skip
 from interlace.capture.bindings import Bindings, loads
 from interlace.capture.check import check
 from interlace.capture.fault import CaptureError
 from interlace.capture.find import FUNCTION_FORM, Block, find
 from interlace.capture.rewrite import SCOPE, Rewrite, settle
-from interlace.capture.scope import Scope
+from interlace.capture.scope import NOTHING, Scope
 
 _OPTIMIZED = 0x1  # CO_OPTIMIZED
 _FUTURE = 0x1FE0000  # every flag of `from __future__`
@@ -80,15 +80,19 @@ class Body:
         if error is not pending.error:
             return False
         if self.template.bound_as is not None:
-            skip.write(self.frame, {self.template.bound_as: entered})
+            around.write(self.frame, {self.template.bound_as: entered})
         return True
 
     def before(self) -> dict[str, object]:
         """What the frame holds now of the names that the block mentions."""
         assert self.frame is not None
-        here = skip.held(self.frame)
+        here, outer = around.held(self.frame), around.outer(self.frame)
         template = self.template
-        return {name: here[name] for name in template.reads | template.binds if name in here}
+        names = template.reads | template.binds
+        if outer is not None:  # now, while the block around can wait for its siblings
+            missing = [name for name in names if name not in here]
+            here |= {name: value for name in missing if (value := outer._il_from_outside(name)) is not NOTHING}
+        return {name: here[name] for name in names if name in here}
 
     def scope(self, *, rebinds: bool = False) -> Scope:
         """The names for a run of the block; with `rebinds`, the name after `as` is the block's to bind."""
@@ -97,7 +101,7 @@ class Body:
         binds = template.binds
         if rebinds and template.bound_as is not None:
             binds |= {template.bound_as}
-        return Scope(self.before(), binds, self.frame.f_globals)
+        return Scope(self.before(), binds, self.frame.f_globals, around.outer(self.frame))
 
     def bind(self) -> Callable[[Scope], None]:
         """The block as a function of a `Scope`, free of the frame.
@@ -162,11 +166,6 @@ def capture(frame: FrameType, remedy: str = FUNCTION_FORM) -> Body:
         CaptureError: the block has no source, or holds a statement that works only where it stands.
     """
     code, offset = frame.f_code, frame.f_lasti
-    if SCOPE in code.co_varnames:
-        raise CaptureError(
-            f"{code.co_filename}:{frame.f_lineno}: this block would be kept inside of a block that is itself kept.\n"
-            "Give a function instead, or write `for step in tracer.iter[...]` for the older `with` form."
-        )
     known = _templates.get(id(code))
     if known is None:
         known = _templates[id(code)] = {}
@@ -180,7 +179,7 @@ def capture(frame: FrameType, remedy: str = FUNCTION_FORM) -> Body:
 
 
 def _refuse_deletes(template: Template, frame: FrameType) -> None:
-    bound = sorted(template.deletes & skip.held(frame).keys())
+    bound = sorted(template.deletes & around.held(frame).keys())
     if bound:
         raise CaptureError(
             f"{frame.f_code.co_filename}:{template.line}: this block runs later, as a function: `del {bound[0]}`\n"
@@ -194,7 +193,8 @@ def _template(frame: FrameType, remedy: str) -> Template:
     check(block.body, code.co_filename)
     owner = _class_of(code, block)
     own = frozenset((*code.co_varnames, *code.co_cellvars, *code.co_freevars))
-    is_function = bool(code.co_flags & _OPTIMIZED)
+    # In a kept block any name may be one of that block's.
+    is_function = bool(code.co_flags & _OPTIMIZED) and around.outer(frame) is None
     found = Bindings(block.body)
 
     def mangle(name: str) -> str:
