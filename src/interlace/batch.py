@@ -1,23 +1,29 @@
 """Put the inputs of several prompts into one call. A model class for another kind of input has its own way."""
 
+from itertools import accumulate
 from typing import Any
 
 import torch
 
 from interlace import trees
 from interlace.errors import InputError
+from interlace.rows import Rows
 
 Input = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def concatenate(inputs: list[Input]) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
+Batch = tuple[tuple[Any, ...], dict[str, Any], list[Rows]]
+"""The arguments of one call, and which rows of it belong to each prompt."""
+
+
+def concatenate(inputs: list[Input]) -> Batch:
     """Join prepared inputs along their first dimension.
 
     Args:
         inputs: `(args, kwargs)` of each prompt.
 
     Returns:
-        The arguments of one call, and how many rows of it belong to each prompt.
+        The arguments of one call, and which rows of it belong to each prompt.
 
     Raises:
         InputError: They do not fit together; names the first two that differ, and the field.
@@ -32,7 +38,8 @@ def concatenate(inputs: list[Input]) -> tuple[tuple[Any, ...], dict[str, Any], l
             )
     joined = tuple(_join([args[at] for args, _ in inputs], f"argument {at}") for at in range(len(first_args)))
     named = {key: _join([kwargs[key] for _, kwargs in inputs], f"`{key}`") for key in first_kwargs}
-    return joined, named, sizes
+    ends = list(accumulate(sizes))
+    return joined, named, [Rows(end - size, size, ends[-1]) for size, end in zip(sizes, ends, strict=True)]
 
 
 def _rows(given: Input, number: int) -> int:

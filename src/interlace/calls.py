@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from interlace.errors import InputError
 from interlace.frames import with_follows
+from interlace.rows import Rows
 from interlace.trace import Trace, no_input
 from interlace.trees import map_tensors, tensors
 
@@ -78,7 +79,7 @@ class Given:
             raise no_input(self.envoy._path)
         return prepare(self.envoy, self.fn, self.args, self.kwargs)
 
-    def combined(self, inputs: list[Input]) -> tuple[Callable[[], Any], list[int]]:
+    def combined(self, inputs: list[Input]) -> tuple[Callable[[], Any], list[Rows]]:
         """The call on the inputs of several prompts, and the rows of each."""
         if self.args:
             raise InputError(
@@ -87,8 +88,8 @@ class Given:
             )
         envoy, fn = self.envoy, self.fn
         prepared = [_prepared(envoy, fn, args, kwargs) for args, kwargs in inputs]
-        args, kwargs, sizes = envoy._combine(prepared, fn)
-        return placed(envoy, fn, args, {**kwargs, **self.kwargs}), sizes
+        args, kwargs, rows = envoy._combine(prepared, fn)
+        return placed(envoy, fn, args, {**kwargs, **self.kwargs}), rows
 
 
 def traced(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Given, bool]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from interlace import calls, edit
-from interlace.batch import concatenate
+from interlace.batch import Batch, concatenate
 from interlace.errors import InterlaceWarning, NameMissError, OutsideTraceError, nearest
 from interlace.rename import Aliases, Names
 from interlace.repr import show
@@ -292,7 +292,7 @@ class Envoy:
         self,
         inputs: list[calls.Input],
         fn: Any,  # noqa: ARG002
-    ) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
+    ) -> Batch:
         """One call for the prepared inputs of several prompts, and the rows of each."""
         return concatenate(inputs)
 

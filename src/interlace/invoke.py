@@ -123,22 +123,18 @@ class Prompts:
         assert isinstance(worker, Worker)
         worker.wait(lambda: maker._il_is_settled(name), f"`{name}` from the block at {self._lines[maker]}")
 
-    def workers(self, trace: "Trace", sizes: list[int]) -> list[Worker]:
+    def workers(self, trace: "Trace", rows: list[Rows]) -> list[Worker]:
         """A worker for each block.
 
         Args:
             trace: The trace that they are parts of.
-            sizes: Rows of each block that has an input.
+            rows: Of each block that has an input.
         """
-        total, start, left = sum(sizes), 0, iter(sizes)
+        left = iter(rows)
         made = []
         for given, body, name in zip(self._inputs, self._bodies, self._names, strict=True):
-            rows = None
-            if given is not None:
-                size = next(left)
-                rows = Rows(start, size, total) if size != total else None
-                start += size
-            made.append(part(trace, body, rows, name))
+            own = None if given is None else next(left)
+            made.append(part(trace, body, None if own is None or own.size == own.total else own, name))
         return made
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from interlace import trees
+from interlace.errors import WriteError
 from interlace.site import Port, Visit
 
 VIEW, COPY, JOINED = range(3)
@@ -22,11 +23,21 @@ Mark = tuple[torch.Tensor, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Which rows of a batch belong to one prompt."""
+    """Which rows of a batch belong to one prompt.
+
+    Attributes:
+        start: The first one.
+        size: How many.
+        total: Of the batch.
+        padding: Positions on the left that a longer prompt of the batch brought.
+        length: Positions of the batch, padding included.
+    """
 
     start: int
     size: int
     total: int
+    padding: int = 0
+    length: int = 0
 
     def has(self, value: object) -> bool:
         """Whether a value has a row for every prompt."""
@@ -38,6 +49,21 @@ class Rows:
 
     def _narrow(self, value: torch.Tensor) -> torch.Tensor:
         return value.narrow(0, self.start, self.size) if self.has(value) else value
+
+    def unpadded(self, value: torch.Tensor, dims: Iterable[int], steps: int | None) -> torch.Tensor:
+        """What of these rows is there without the other prompts; a view.
+
+        Args:
+            value: Of this prompt.
+            dims: Its axes that count positions.
+            steps: After how many generated tokens these rows ended, if they have.
+        """
+        for dim in dims:
+            size = value.size(dim)
+            if size >= self.length:  # else the positions of one step of a generation
+                end = size if steps is None else min(size, self.length + steps)
+                value = value.narrow(dim, self.padding, end - self.padding)
+        return value
 
     def splice(self, whole: Any, value: Any) -> Any:
         """A nested value with the rows of one prompt replaced."""
@@ -168,7 +194,13 @@ def _splice_leaf(whole: Any, parts: list[Part]) -> Any:
         at = rows.start + rows.size
     if at < total:
         pieces.append(whole.narrow(0, at, total - at))
-    return torch.cat(pieces)
+    try:
+        return torch.cat(pieces)
+    except RuntimeError as error:
+        raise WriteError(
+            f"A replacement does not fit beside the rows of other prompts: {trees.describe(changed[-1][1])} in "
+            f"{trees.describe(whole)}.\nA prompt whose values have another shape needs a trace of its own."
+        ) from error
 
 
 def _start(each: tuple[Rows, Any]) -> int:

@@ -4,7 +4,7 @@ At a visit that workers wait for, their stacks are resumed from the model's own,
 edits first, then the blocks in the order in which they are written.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from interlace.errors import RunEnded
@@ -17,28 +17,39 @@ Want = tuple[Any, int, Port]
 
 
 class Served(Run):
-    """A run whose workers are started before its model is."""
+    """A run whose workers are started before its model is.
 
-    __slots__ = ("schedule",)
-    schedule: "Schedule | None"
+    Attributes:
+        schedule: The workers, while they are served.
+        begun: Whether they have had their first turn.
+        finished: The rows of a generation that have ended.
+    """
+
+    __slots__ = ("begun", "finished", "schedule")
+
+    def __init__(self, call: Callable[[], Any], schedule: "Schedule") -> None:
+        super().__init__(call)
+        self.begun = False
+        self.finished: Finished | None = None
+        self.schedule: Schedule | None = schedule
 
     def ask(self, site: Site, port: Port, number: int) -> Visit:
         """Run the model until it reaches a visit. See `Run.ask`."""
-        if self.schedule is not None:
-            self._first()
+        if not self.begun:
+            self._begin()
         return super().ask(site, port, number)
 
     def finish(self) -> Any:
         """Let the model run to its end and return what it returned."""
-        if self.schedule is not None:
-            self._first()
+        if not self.begun:
+            self._begin()
         return super().finish()
 
-    def _first(self) -> None:
-        schedule, self.schedule = self.schedule, None
-        assert schedule is not None
+    def _begin(self) -> None:
+        self.begun = True
+        assert self.schedule is not None
         try:
-            schedule.first_turns()
+            self.schedule.first_turns()
         except BaseException as error:
             self.failed = error
             self.switch.end()
@@ -50,10 +61,43 @@ class Served(Run):
 
     def end(self) -> None:
         """Unwind the model, and forget blocks that were never started."""
-        schedule, self.schedule = self.schedule, None
-        if schedule is not None:
-            schedule._close()
+        if self.schedule is not None and not self.begun:
+            self.schedule._close()
         super().end()
+
+    def where(self) -> str:
+        """Where the model is now, in words."""
+        schedule = self.schedule
+        live, site = (None, None) if schedule is None else (schedule.live, self._site)
+        if live is not None and site is not None and site.key == live.key and self.failed is None:
+            return f"the model is at {site.at(live.port, live.number)}"
+        if schedule is not None and schedule.over and not self.stopped and self.failed is None:
+            return "the model has finished"
+        return super().where()
+
+
+class Finished:
+    """Which rows of a generation have ended, and after how many tokens."""
+
+    def __init__(self, ends: Container[int]) -> None:
+        self._ends = ends
+        self._length = 0
+        self._steps: list[int | None] = []
+
+    def saw(self, tokens: list[int]) -> None:
+        """Take in the tokens of one step, one for each row."""
+        self._length += 1
+        self._steps = self._steps or [None] * len(tokens)
+        for row, token in enumerate(tokens):
+            if self._steps[row] is None and token in self._ends:
+                self._steps[row] = self._length
+
+    def steps(self, rows: Rows) -> int | None:
+        """After how many tokens all rows of a prompt had ended; None while one goes on."""
+        if len(self._steps) != rows.total:
+            return None
+        own = [0 if steps is None else steps for steps in self._steps[rows.start : rows.start + rows.size]]
+        return max(own) if all(own) else None
 
 
 class Schedule:
@@ -74,7 +118,7 @@ class Schedule:
         self.over = False
         self.result: Any = None
         self.error: BaseException | None = None
-        self._run: Run | None = None
+        self._run: Served | None = None
         self._expected: set[tuple[Any, Port]] = set()
         self._waiting: dict[Want, list[Worker]] = {}
         self._held: list[Worker] = []
@@ -84,7 +128,7 @@ class Schedule:
             worker.place, worker._schedule = place, self
 
     @property
-    def run(self) -> Run:
+    def run(self) -> Served:
         """The run that they share."""
         assert self._run is not None
         return self._run
@@ -110,9 +154,13 @@ class Schedule:
                 raise error
             return self.result
 
-        run = self._run = Served(serve)
-        run.schedule = self
-        return run
+        self._run = Served(serve, self)
+        return self._run
+
+    @property
+    def finished(self) -> Finished | None:
+        """Which rows of a generation have ended."""
+        return self.run.finished
 
     def first_turns(self) -> None:
         """Before the model starts, on the block's side: run every block to the first thing that it asks for.
@@ -132,6 +180,8 @@ class Schedule:
         for worker in self.workers:
             worker.leave()
         self.workers = []
+        if self._run is not None:
+            self._run.schedule = None
         self._run = self.live = None
         self.views = []
         for kept in (self._waiting, self._held, self._skips, self._ahead):

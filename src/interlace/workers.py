@@ -57,6 +57,7 @@ class Worker:
         self._schedule: Schedule | None = None
         self._coverage = _coverage()
         self._looked = False
+        self._ended: dict[Any, int] = {}  # visits of each site when these rows of a generation had ended
         self.switch = Switch(self._start, self)
         self.pause = self.switch.pause if self._coverage is None else self._pause
 
@@ -149,6 +150,10 @@ class Worker:
         if schedule is None:
             schedule = self.schedule
         key, live = site.key, schedule.live
+        if self._ended and 0 < self._ended.get(key, 0) <= number:
+            raise NotReachedError(
+                f"{site.at(port, number)} was not reached: this prompt ended before, while others went on."
+            )
         if (
             live is not None
             and live.key == key
@@ -181,8 +186,8 @@ class Worker:
         visit = schedule.passed(site.key, number) if self._looked else None
         if visit is None:
             raise OrderError(schedule.run._passed(site, port, number) + schedule.why(self))
-        past = Past(visit, site.at(port, number))
-        return past if self.rows is None else RowVisit(past, self.rows)
+        own: Any = visit if self.rows is None else RowVisit(visit, self.rows)
+        return Past(own, site.at(port, number))
 
     def ahead(self, site: Site, port: Port, number: int) -> bool:
         """Wait like `ask`, and tell whether the visit came before the model ended."""
@@ -195,7 +200,19 @@ class Worker:
             return False
         self._looked = False
         schedule.looked(self)
-        return True
+        if self._steps() is None:
+            return True
+        self._ended = {**self.starts, site.key: number}
+        return False
+
+    def _steps(self) -> int | None:
+        """After how many generated tokens these rows ended, None if they have not."""
+        finished = self.schedule.finished
+        return None if finished is None or self.rows is None else finished.steps(self.rows)
+
+    def unpadded(self, value: Any, dims: tuple[int, ...]) -> Any:
+        """A value of these rows without what other prompts brought."""
+        return value if self.rows is None else self.rows.unpadded(value, dims, self._steps())
 
     def finish(self) -> Any:
         """Wait for the end of the model's run; this block's rows of what it returned."""
