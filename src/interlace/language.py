@@ -25,7 +25,7 @@ from interlace.errors import InputError, InterlaceWarning
 from interlace.model import Model
 from interlace.prompts import encode, pad_labels, pad_together, position_ids
 from interlace.rename import Aliases
-from interlace.schedule import Finished, Served
+from interlace.served import Finished, Served
 from interlace.switch import carried
 
 if TYPE_CHECKING:
@@ -237,7 +237,9 @@ class LanguageModel(Model):
         run = carried()
         if not isinstance(run, Served):
             return None
-        given = kwargs["eos_token_id"] if "eos_token_id" in kwargs else self._generation("eos_token_id", kwargs)
+        given = (
+            kwargs["eos_token_id"] if "eos_token_id" in kwargs else self._generation("eos_token_id", kwargs)
+        )
         ends = given.tolist() if isinstance(given, torch.Tensor) else given
         run.finished = Finished(set(ends) if isinstance(ends, list) else {ends})
         return run.finished

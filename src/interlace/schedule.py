@@ -4,100 +4,18 @@ At a visit that workers wait for, their stacks are resumed from the model's own,
 edits first, then the blocks in the order in which they are written.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Any
 
 from interlace.errors import RunEnded
-from interlace.rows import Rows, RowVisit, join, stack
+from interlace.pieces import RowVisit, join, splice, stack
+from interlace.rows import Rows
 from interlace.run import Everything, Run
+from interlace.served import Finished, Served
 from interlace.site import Port, Site, Visit
 from interlace.workers import Worker
 
 Want = tuple[Any, int, Port]
-
-
-class Served(Run):
-    """A run whose workers are started before its model is.
-
-    Attributes:
-        schedule: The workers, while they are served.
-        begun: Whether they have had their first turn.
-        finished: The rows of a generation that have ended.
-    """
-
-    __slots__ = ("begun", "finished", "schedule")
-
-    def __init__(self, call: Callable[[], Any], schedule: "Schedule") -> None:
-        super().__init__(call)
-        self.begun = False
-        self.finished: Finished | None = None
-        self.schedule: Schedule | None = schedule
-
-    def ask(self, site: Site, port: Port, number: int) -> Visit:
-        """Run the model until it reaches a visit. See `Run.ask`."""
-        if not self.begun:
-            self._begin()
-        return super().ask(site, port, number)
-
-    def finish(self) -> Any:
-        """Let the model run to its end and return what it returned."""
-        if not self.begun:
-            self._begin()
-        return super().finish()
-
-    def _begin(self) -> None:
-        self.begun = True
-        assert self.schedule is not None
-        try:
-            self.schedule.first_turns()
-        except BaseException as error:
-            self.failed = error
-            self.switch.end()
-            self._release()
-            raise
-        if self.stopped:
-            self.switch.end()
-            self._release()
-
-    def end(self) -> None:
-        """Unwind the model, and forget blocks that were never started."""
-        if self.schedule is not None and not self.begun:
-            self.schedule._close()
-        super().end()
-
-    def where(self) -> str:
-        """Where the model is now, in words."""
-        schedule = self.schedule
-        live, site = (None, None) if schedule is None else (schedule.live, self._site)
-        if live is not None and site is not None and site.key == live.key and self.failed is None:
-            return f"the model is at {site.at(live.port, live.number)}"
-        if schedule is not None and schedule.over and not self.stopped and self.failed is None:
-            return "the model has finished"
-        return super().where()
-
-
-class Finished:
-    """Which rows of a generation have ended, and after how many tokens."""
-
-    def __init__(self, ends: Container[int]) -> None:
-        self._ends = ends
-        self._length = 0
-        self._steps: list[int | None] = []
-
-    def saw(self, tokens: list[int]) -> None:
-        """Take in the tokens of one step, one for each row."""
-        self._length += 1
-        self._steps = self._steps or [None] * len(tokens)
-        for row, token in enumerate(tokens):
-            if self._steps[row] is None and token in self._ends:
-                self._steps[row] = self._length
-
-    def steps(self, rows: Rows) -> int | None:
-        """After how many tokens all rows of a prompt had ended; None while one goes on."""
-        if len(self._steps) != rows.total:
-            return None
-        own = [0 if steps is None else steps for steps in self._steps[rows.start : rows.start + rows.size]]
-        return max(own) if all(own) else None
 
 
 class Schedule:
@@ -232,7 +150,7 @@ class Schedule:
         call = (visit.key, visit.number)
         if self._skips and visit.port == "output" and call in self._skips:
             for rows, value in self._skips.pop(call):
-                visit.result = rows.splice(visit.result, value)
+                visit.result = splice(rows, visit.result, value)
         ready = self._waiting.pop((visit.key, visit.number, visit.port), None)
         if ready is None:
             return

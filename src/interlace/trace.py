@@ -18,12 +18,12 @@ from interlace import edit, frames
 from interlace.errors import InputError, OrderError, TraceError
 from interlace.invoke import Barrier, Invoke, Prompts
 from interlace.run import Run
+from interlace.schedule import Schedule
 from interlace.site import Port, Site, Visit
 from interlace.steps import Iter, Steps
 from interlace.switch import carried, unwind_abandoned
 from interlace.tap import Taps
 from interlace.tree import Tree
-from interlace.schedule import Schedule
 from interlace.workers import Worker
 from interlace.writes import stand_in
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from interlace.errors import NotReachedError, OrderError, TraceError
-from interlace.rows import Rows, RowVisit, join
+from interlace.pieces import RowVisit, join
+from interlace.rows import Rows
 from interlace.run import Run
 from interlace.site import Past, Port, Site, Visit
 from interlace.switch import Switch
@@ -98,7 +99,7 @@ class Worker:
 
     @property
     def kinds(self) -> Any:
-        """The type of each site's output, where it was seen."""
+        """The type of each site's output."""
         return self.run.kinds
 
     @property
@@ -146,9 +147,7 @@ class Worker:
             if self.side.key == site.key:
                 return self.side
             self.side = None
-        schedule = self._schedule
-        if schedule is None:
-            schedule = self.schedule
+        schedule = self._schedule or self.schedule
         key, live = site.key, schedule.live
         if self._ended and 0 < self._ended.get(key, 0) <= number:
             raise NotReachedError(

@@ -91,7 +91,9 @@ class Body:
         names = template.reads | template.binds
         if outer is not None:  # now, while the block around can wait for its siblings
             missing = [name for name in names if name not in here]
-            here |= {name: value for name in missing if (value := outer._il_from_outside(name)) is not NOTHING}
+            here |= {
+                name: value for name in missing if (value := outer._il_from_outside(name)) is not NOTHING
+            }
         return {name: here[name] for name in names if name in here}
 
     def scope(self, *, rebinds: bool = False) -> Scope:

@@ -162,11 +162,7 @@ class Family:
                 "either. Use two names, or write the block that assigns it first."
             )
         return next(
-            (
-                made
-                for place in later
-                if (made := self._made(asker, self.scopes[place], name)) is not NOTHING
-            ),
+            (made for place in later if (made := self._made(asker, self.scopes[place], name)) is not NOTHING),
             held,
         )
 
