@@ -71,7 +71,10 @@ class Worker:
         try:
             return body(self)
         finally:
+            own = getattr(sys.gettrace(), "__self__", None)
             sys.settrace(None)
+            if own is not None:
+                own.warn = None  # the slow tracer of coverage would find itself off, and say so
 
     # -- what a block's trace asks of its run ---------------------------------------------------------------------
 
@@ -268,11 +271,12 @@ class Worker:
 
     def _pause(self) -> None:
         """Hand the turn back, and with it the place of the tracer."""
+        own = sys.gettrace()
         sys.settrace(None)
         try:
             self.switch.pause()
         finally:
-            sys.settrace(self._coverage)
+            sys.settrace(own)
 
     def _own(self, visit: Visit) -> RowVisit:
         view = self._view
