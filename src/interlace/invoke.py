@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from interlace import frames
-from interlace.capture import Body, Family, Scope, capture, held, write
+from interlace.capture import Body, Family, Scope, Template, capture, held, write
 from interlace.errors import InputError, TraceError
 from interlace.rows import Rows
 from interlace.switch import carried
@@ -83,7 +83,7 @@ class Prompts:
         self._bodies: list[Callable[[], Any]] = []
         self._names: list[str] = []
         self._families: dict[int, tuple[FrameType, Family]] = {}
-        self._lines: dict[Scope, str] = {}
+        self._templates: dict[Scope, Template] = {}
         self._promises: dict[int, tuple[FrameType, list[Promise]]] = {}
 
     def __bool__(self) -> bool:
@@ -101,7 +101,7 @@ class Prompts:
         _, family = self._families.setdefault(id(frame), (frame, Family(self._wait)))
         scope = body.scope()
         family.add(scope)
-        self._lines[scope] = f"{frame.f_code.co_filename}:{body.template.line}"
+        self._templates[scope] = body.template
         run = body.bind()
         self._add(given, lambda: run(scope), f"the block at line {body.template.line}")
 
@@ -118,10 +118,23 @@ class Prompts:
         self._bodies.append(run)
         self._names.append(name)
 
-    def _wait(self, asker: Scope, maker: Scope, name: str) -> None:  # noqa: ARG002
+    def _wait(self, asker: Scope, maker: Scope, name: str) -> None:
         worker = carried()
-        assert isinstance(worker, Worker)
-        worker.wait(lambda: maker._il_is_settled(name), f"`{name}` from the block at {self._lines[maker]}")
+        if not isinstance(worker, Worker) or worker.trace._outer._prompts is not self:
+            raise TraceError(
+                f"`{name}` is made by another block of a trace around this one, which cannot go on from in here.\n"
+                "Read it in a line above the inner trace."
+            )
+        makes, asks = self._templates[maker], self._templates[asker]
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code is not asks.code:
+            frame = frame.f_back
+        line = asks.line if frame is None else frame.f_lineno
+
+        def waits() -> str:
+            return f"`{name}` at line {line}, which line {makes.line_of(name)} assigns ({asks.code.co_filename})"
+
+        worker.wait(lambda: maker._il_is_settled(name), waits)
 
     def workers(self, trace: "Trace", rows: list[Rows]) -> list[Worker]:
         """A worker for each block.
@@ -146,7 +159,7 @@ class Prompts:
             here = held(frame).items()
             write(frame, {name: kept[id(value)] for name, value in here if id(value) in kept})
         self._families.clear()
-        self._lines.clear()
+        self._templates.clear()
         self._bodies.clear()
         self._promises.clear()
 
@@ -195,6 +208,8 @@ class Barrier:
         if not isinstance(worker, Worker):
             raise TraceError("A barrier is for the blocks of `tracer.invoke(...)`; here only one block runs.")
         this = self._round
-        worker.wait(
-            lambda: self._round > this, f"a barrier for {self._count} blocks, where {self._here} arrived"
-        )
+
+        def waits() -> str:
+            return f"a barrier for {self._count} blocks, where {self._here} arrived"
+
+        worker.wait(lambda: self._round > this, waits)

@@ -237,13 +237,23 @@ class Schedule:
 
     def why(self, worker: Worker) -> str:
         """What held a worker up, as the end of a message."""
-        return f"\n{worker.name} waited for {worker.waits} before it asked." if worker.waits else ""
+        if worker.waits is None:
+            return ""
+        name = worker.name[0].upper() + worker.name[1:]
+        return f"\n{name} asked for it only after it had waited for {worker.waits()}."
 
     def stuck(self, worker: Worker) -> str:
         """Who waits for what, when nobody can go on."""
-        others = [f"{w.name} for {w.waits}" for w in self.workers if w.until is not None and w is not worker]
-        also = f" So do others: {'; '.join(others)}." if others else ""
-        return f"{worker.name} waits for {worker.waits}, which never came: the run is over.{also}"
+        name = worker.name[0].upper() + worker.name[1:]
+        said = f"{name} waits for {_waits(worker)}, which never came: the run is over."
+        for other in self.workers:
+            if other.until is not None and other is not worker:
+                said += f"\nSo does {other.name} for {_waits(other)}."
+        return said
+
+
+def _waits(worker: Worker) -> str:
+    return "" if worker.waits is None else worker.waits()
 
 
 def _place(worker: Worker) -> int:

@@ -50,7 +50,7 @@ class Worker:
         self.side: Any = None
         self.want: tuple[Any, int, Port] | None = None
         self.until: Callable[[], bool] | None = None
-        self.waits = ""
+        self.waits: Callable[[], str] | None = None
         self.pending: list[Callable[[], None]] = []
         self.trace: Any = None
         self._body: Callable[[Worker], Any] | None = body
@@ -222,7 +222,7 @@ class Worker:
         self.settle()
         self.pending.clear()
         if not schedule.over:
-            self.wait(lambda: schedule.over, "the end of the run")
+            self.wait(lambda: schedule.over, lambda: "the end of the run")
         return schedule.result if self.rows is None else self.rows.narrow(schedule.result)
 
     def settle(self) -> None:
@@ -256,7 +256,7 @@ class Worker:
 
     # -- turns ----------------------------------------------------------------------------------------------------
 
-    def wait(self, until: Callable[[], bool], waits: str) -> None:
+    def wait(self, until: Callable[[], bool], waits: Callable[[], str]) -> None:
         """Wait for something else than the model.
 
         Raises:

@@ -48,6 +48,17 @@ class Template:
     source: str
     owner: str | None
 
+    def line_of(self, name: str) -> int:
+        """The last line of the block that binds a name; that of its `with` when none can be told."""
+        indented = self.source[:1].isspace()
+        tree = ast.parse(("if 1:\n" if indented else "") + self.source)
+        found = [
+            node.lineno
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
+        ]
+        return max(found) + self.line - 1 - indented if found else self.line
+
 
 # By the code object's identity: its own hash and equality compare contents, and forget the file.
 _templates: dict[int, dict[int, Template]] = {}
