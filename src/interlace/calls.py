@@ -71,7 +71,7 @@ class Given:
     @property
     def waits(self) -> bool:
         """Whether the input may come from `tracer.invoke(...)`."""
-        return not self.args and (self.fn is not None or not self.kwargs)
+        return not self.args and (self.fn is not None or not self.envoy._has_input(self.kwargs))
 
     def __call__(self) -> Callable[[], Any]:
         """The call to run, or `InputError` where nothing was given."""

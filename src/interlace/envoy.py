@@ -296,6 +296,10 @@ class Envoy:
         """One call for the prepared inputs of several prompts, and the rows of each."""
         return concatenate(inputs)
 
+    def _has_input(self, kwargs: dict[str, Any]) -> bool:
+        """Whether there is something to run on among these arguments."""
+        return bool(kwargs)
+
     def _prepare_input(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a call with these inputs is made with; a class for another kind of input overrides it."""
         return args, kwargs

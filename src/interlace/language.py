@@ -163,7 +163,7 @@ class LanguageModel(Model):
     def _prepare_input(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Token ids, attention mask and position ids of prompts; everything else passes through."""
         kwargs = self._encoded(args, kwargs)
-        if not any(kwargs.get(name) is not None for name in ("input_ids", "inputs_embeds")):
+        if not self._has_input(kwargs):
             raise InputError(
                 f"There is nothing to run on: {', '.join(kwargs) or 'no arguments'}.\n"
                 f'Write `{self._path}.trace("some text")`, or give `input_ids=` or `inputs_embeds=`.'
@@ -179,6 +179,10 @@ class LanguageModel(Model):
             given = kwargs["inputs_embeds"] if given is None else given
             kwargs = {**kwargs, "position_ids": position_ids(mask)[:, -given.shape[1] :]}
         return (), kwargs
+
+    def _has_input(self, kwargs: dict[str, Any]) -> bool:
+        """Whether there are tokens; other arguments may stand at the trace, for the prompts of its invokes."""
+        return any(kwargs.get(name) is not None for name in ("input_ids", "inputs_embeds"))
 
     def _combine(self, inputs: list[Input], fn: Function) -> Batch:
         """One batch of several prompts, padded on the left."""

@@ -148,8 +148,9 @@ def _splice_leaf(whole: Any, parts: list[Part]) -> Any:
     try:
         return torch.cat(pieces)
     except RuntimeError as error:
+        strange = next((value for _, value in changed if value.shape[1:] != whole.shape[1:]), changed[-1][1])
         raise WriteError(
-            f"A replacement does not fit beside the rows of other prompts: {trees.describe(changed[-1][1])} in "
+            f"A replacement does not fit beside the rows of other prompts: {trees.describe(strange)} in "
             f"{trees.describe(whole)}.\nA prompt whose values have another shape needs a trace of its own."
         ) from error
 

@@ -68,8 +68,7 @@ class Schedule:
             finally:
                 self._close()
             if self.error is not None:
-                error, self.error = self.error, None
-                raise error
+                self._raise()
             return self.result
 
         self._run = Served(serve, self)
@@ -88,10 +87,18 @@ class Schedule:
         try:
             self._turns(list(self.workers))
         except RunEnded:
-            error, self.error = self.error, None
             self._close()
-            if error is not None:
-                raise error from None
+        if self.error is not None:
+            self._raise()
+
+    def _raise(self) -> None:
+        """Raise a block's error as if nothing had caught it."""
+        error, self.error = self.error, None
+        assert error is not None
+        try:
+            raise error
+        finally:
+            del error  # else the error and this frame hold each other
 
     def _close(self) -> None:
         self.over = True
