@@ -208,16 +208,16 @@ def captures(lines: int, fresh: int, repeats: int) -> tuple[float, float]:
         call(model)
         return (thread_time_ns() - start) / 1000
 
-    firsts, agains, functions = [], [], []
+    firsts, repeated, functions = [], [], []
     for _ in range(fresh):
         with program(lines) as (code, _):
             names: dict[str, Any] = {}
             exec(code, names)
             functions.append(min(timed(names["function"]) for _ in range(repeats)))
             firsts.append(timed(names["keep"]))
-            agains.append(min(timed(names["keep"]) for _ in range(repeats)))
+            repeated.append(min(timed(names["keep"]) for _ in range(repeats)))
     plain = min(functions)
-    return min(firsts) - plain, min(agains) - plain
+    return min(firsts) - plain, min(repeated) - plain
 
 
 def capture_rows(fresh: int) -> Iterator[str]:
@@ -229,7 +229,7 @@ def capture_rows(fresh: int) -> Iterator[str]:
 
 
 def text(seconds: float = 4.0, fresh: int = 20) -> str:
-    """Two tables: several prompts and edits against hooks; what a captured block costs beside a function."""
+    """Two tables: several prompts and edits repeatedt hooks; what a captured block costs beside a function."""
     return "\n".join(
         [
             "| one run of 32 small layers | hooks, µs | interlace, µs | ratio | aim | verdict |",

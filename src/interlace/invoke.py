@@ -132,7 +132,9 @@ class Prompts:
         line = asks.line if frame is None else frame.f_lineno
 
         def waits() -> str:
-            return f"`{name}` at line {line}, which line {makes.line_of(name)} assigns ({asks.code.co_filename})"
+            return (
+                f"`{name}` at line {line}, which line {makes.line_of(name)} assigns ({asks.code.co_filename})"
+            )
 
         worker.wait(lambda: maker._il_is_settled(name), waits)
 

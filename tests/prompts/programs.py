@@ -161,4 +161,6 @@ def shared() -> st.SearchStrategy[list[str]]:
         ]
         return st.sampled_from(choices)
 
-    return st.tuples(*map(at, ("first", "block", "last"))).map(lambda parts: [line for part in parts for line in part])
+    return st.tuples(*map(at, ("first", "block", "last"))).map(
+        lambda parts: [line for part in parts for line in part]
+    )

@@ -26,13 +26,21 @@ FAILING = {
     "a wrong write": ["model[2].output = torch.ones(5, 5)"],
     "out of order": ["model[2].output", "model[0].output"],
     "never reached": ["model[2].output", "for _ in range(2): tracer.next(); model[0].output"],
-    "with a cause": ["try:", "    {}['key']", "except KeyError as error:", "    raise ValueError('so') from error"],
+    "with a cause": [
+        "try:",
+        "    {}['key']",
+        "except KeyError as error:",
+        "    raise ValueError('so') from error",
+    ],
     "in a context": ["try:", "    {}['key']", "except KeyError:", "    model[9]"],
     "an exit": ["hidden = model[0].output", "raise SystemExit(3)"],
 }
 FORMS = {
     "native": "with model.trace(x) as tracer:\n{4}",
-    "with": "with model.trace() as tracer:\n    with tracer.invoke(x):\n{8}\n    with tracer.invoke(y):\n        model[3].output",
+    "with": (
+        "with model.trace() as tracer:\n    with tracer.invoke(x):\n{8}\n"
+        "    with tracer.invoke(y):\n        model[3].output"
+    ),
     "function": (
         "with model.trace() as tracer:\n    @tracer.invoke(x)\n    def block():\n{8}\n"
         "    with tracer.invoke(y): pass"
@@ -166,7 +174,9 @@ def test_a_block_without_source_names_the_function_form() -> None:
         "        x = 1\n"
     )
     for args, text in ((["-"], program), (["-c", program], "")):
-        done = subprocess.run([sys.executable, *args], input=text, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, *args], input=text, capture_output=True, text=True, check=False
+        )
         assert done.stdout == "torch.Size([1, 4])\n"
         assert "Give a function instead (a decorator or an argument)" in done.stderr
     with pytest.raises(TraceError, match=r"(?s)made by `exec`.*Give a function instead"):
@@ -186,7 +196,9 @@ def test_return_break_and_await_are_refused_before_anything_runs(model: il.Model
             linecache.cache[name] = (1, None, text.splitlines(keepends=True), name)
             names: dict[str, object] = {"model": model, "x": X}
             exec(compile(text, name, "exec"), names)
-            with pytest.raises(TraceError, match=rf"(?s)refused.py:7.*`{statement.split()[0]}`.*Nothing has run"):
+            with pytest.raises(
+                TraceError, match=rf"(?s)refused.py:7.*`{statement.split()[0]}`.*Nothing has run"
+            ):
                 made = names["main"]()  # type: ignore[operator]
                 if made is not None:
                     made.send(None)

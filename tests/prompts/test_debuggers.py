@@ -79,7 +79,9 @@ def test_coverage_sees_every_line_of_blocks_that_run_later(tmp_path: Path, core:
 
     def run(*args: str) -> subprocess.CompletedProcess[str]:
         call = [sys.executable, "-m", "coverage", *args]
-        return subprocess.run(call, cwd=tmp_path, env={**os.environ}, capture_output=True, text=True, check=True)
+        return subprocess.run(
+            call, cwd=tmp_path, env={**os.environ}, capture_output=True, text=True, check=True
+        )
 
     done = run("run", "--include=script.py", "script.py")
     assert done.stdout == "3 end\n"

@@ -106,7 +106,9 @@ SHARED = ("total", "count", "best", "seen", "last", "n")
 
 @pytest.mark.parametrize("model", ["twice", "sequence"])
 @settings(max_examples=40, deadline=None)
-@given(bodies=st.lists(shared(), min_size=2, max_size=4), wraps=st.lists(st.booleans(), min_size=4, max_size=4))
+@given(
+    bodies=st.lists(shared(), min_size=2, max_size=4), wraps=st.lists(st.booleans(), min_size=4, max_size=4)
+)
 def test_names_are_as_if_the_blocks_ran_one_after_the_other(
     model: str, bodies: list[list[str]], wraps: list[bool]
 ) -> None:
@@ -167,7 +169,9 @@ def together_text(bodies: list[list[str]], form: str, first: int) -> str:
     """The invokes of an inner trace, each with names of its own."""
     lines = []
     for n, body in enumerate(bodies, first):
-        block = textwrap.indent("\n".join(rename(line, n) for line in [*body, "result = model.output"]), "    ")
+        block = textwrap.indent(
+            "\n".join(rename(line, n) for line in [*body, "result = model.output"]), "    "
+        )
         if form == "with":
             lines.append(f"with inner.invoke(x{n}):\n{block}")
         else:

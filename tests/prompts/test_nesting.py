@@ -93,7 +93,7 @@ def test_a_function_in_a_block_opens_blocks(model: il.Model, net: nn.Sequential)
         with tracer.invoke(X):
             shift = model[0].output.sum()
 
-            def study(by: float) -> torch.Tensor:
+            def study(by: float) -> object:
                 mine = by * 2
                 with model.trace() as inner:
                     with inner.invoke(Y):

@@ -152,7 +152,8 @@ def test_a_generation_of_several_prompts_is_each_ones_own(model: Any, form: str)
             count = sum(model.output is not None for _ in tracer.iter[:])
     found.sort(key=lambda own: own[3].shape[1])
     lengths = []
-    for prompt, own in zip((short, LONG), found, strict=True):
+    prompts: list[Any] = [short, LONG]
+    for prompt, own in zip(prompts, found, strict=True):
         with model.generate(prompt, **settings) as tracer:
             expected = study(tracer)
         assert own[0] == expected[0]
