@@ -68,6 +68,22 @@ _homes = _Homes()
 _guard: list[Callable[[Callable[[], object]], object]] = []
 
 
+def home() -> Home:
+    """What this thread keeps."""
+    return _homes.home
+
+
+def guard() -> Callable[[Callable[[], object]], object]:
+    """The call that every stack begins with; made once.
+
+    Raises:
+        PlatformError: None can be had.
+    """
+    if not _guard:
+        _guard.append(unwind.guarded_call())
+    return _guard[0]
+
+
 def _enter() -> None:
     """The base of every worker's stack."""
     _guard[0](_work)
@@ -95,6 +111,12 @@ def carried() -> Any:
     return getattr(getcurrent(), "tracing", None)
 
 
+def waiting() -> FrameType | None:
+    """The innermost frame of whoever waits for the job that executes here; None on any other stack."""
+    here = getcurrent()
+    return here.parent.gr_frame if isinstance(here, Worker) and here.parent is not None else None
+
+
 class Switch:
     """One function on a stack of its own.
 
@@ -110,7 +132,7 @@ class Switch:
 
     def __init__(self, function: Callable[[], Any], carries: Any) -> None:
         if not _guard:
-            _guard.append(unwind.guarded_call())
+            guard()
         self._function: Callable[[], Any] | None = function
         self.carries = carries
         self._worker: Worker | None = None

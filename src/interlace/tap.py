@@ -65,6 +65,14 @@ def _report(tap: Tap, key: int) -> Callable[..., Any]:
     return call
 
 
+def works() -> bool:
+    """Whether this torch looks at the slot when a module is called."""
+    module, seen = nn.Identity(), list[Any]()
+    module.__dict__[SLOT] = seen.append
+    module(None)
+    return bool(seen)
+
+
 class Taps:
     """The taps of the modules of one tree, put in place and taken away together.
 

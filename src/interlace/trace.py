@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from interlace import edit, frames
+from interlace.breaks import Break, break_at
 from interlace.errors import InputError, OrderError, TraceError
 from interlace.invoke import Barrier, Invoke, Prompts
 from interlace.run import Run
@@ -21,6 +22,7 @@ from interlace.site import Port, Site, Visit
 from interlace.steps import Iter, Steps
 from interlace.switch import carried, unwind_abandoned
 from interlace.tap import Taps
+from interlace.tracebacks import trim
 from interlace.tree import Tree
 from interlace.workers import Schedule, Worker
 from interlace.writes import stand_in
@@ -56,6 +58,7 @@ class Trace:
         self._steps: Steps | None = None
         self._result: Any = None
         self._strays: list[Taps] = []
+        self._breaks: list[Break] = []
         self._unfused: dict[nn.Module, RemovableHandle] = {}
 
     def __enter__(self) -> "Trace":
@@ -64,7 +67,11 @@ class Trace:
         unwind_abandoned()
         prepare, self._call = self._call, None
         waits = getattr(prepare, "waits", False)
-        call = None if waits else prepare()
+        try:
+            call = None if waits else prepare()
+        except BaseException as failed:
+            trim(failed)
+            raise
         self.thread = threading.get_ident()
         self._taps = self._tree.taps()
         self._prepare = prepare
@@ -80,10 +87,15 @@ class Trace:
     ) -> None:
         run = self._run
         try:
-            if run is None and error is None:
+            if error is not None:
+                trim(error)
+            elif run is None:
                 run = self._start()
             if error is None and run is not None:
                 self._result = run.finish()
+        except BaseException as failed:
+            trim(failed)
+            raise
         finally:
             prompts, self._prompts = self._prompts, None
             try:
@@ -108,6 +120,7 @@ class Trace:
         if self._run is not None:
             self._run.forget()
         self._run = self._steps = self._prepare = None
+        self._breaks.clear()
 
     def __del__(self) -> None:
         if getattr(self, "_taps", None) is not None and self._run is not None:
@@ -119,6 +132,8 @@ class Trace:
     def _begin(self, call: Call, workers: list[Worker]) -> None:
         run = Schedule(workers).around(call) if workers else Run(call)
         self._run, self._steps = run, Steps(run, self._pace())
+        for point in self._breaks:
+            point.set(run)
 
     def _pace(self) -> Site | None:
         return self.model._site if self._paced else None
@@ -284,6 +299,31 @@ class Trace:
     def stop(self) -> None:
         """End the model's run here. What was read stays, and the statements after this one run."""
         self.run.stop()
+
+    def break_at(
+        self, at: Any = None, number: int = 0, *, port: Port | None = None, nonfinite: bool = False
+    ) -> None:
+        """Open the debugger, as `breakpoint()` does, when the model comes to a site.
+
+        It stands at the line of the model that makes the call. `value` is what is there, `where` says where that
+        is; the model goes on with what `value` is when the debugger is left.
+
+        Args:
+            at: An envoy, an operation of its `source`, or a path: `"transformer.h[3].mlp.input"`.
+            number: Which visit since the start of the run, from 0.
+            port: `output`, the default, or `input`.
+            nonfinite: In place of a site: where the model first makes a nan or an infinity.
+
+        Raises:
+            OrderError: That visit has passed.
+            NameMissError: The path leads nowhere.
+        """
+        if self._taps is None:
+            raise TraceError("This trace is not open: its `with` block has not begun, or is over.")
+        point = break_at(self, at, number, port, nonfinite, sys._getframe(1))
+        if self._here()._run is not None:
+            point.set(self.model_run)
+        self._breaks.append(point)
 
     @property
     def iter(self) -> Iter:

@@ -155,6 +155,16 @@ class Tree:
         self._taps = Taps(modules)
         return self._taps
 
+    def named(self) -> dict[int, tuple[str, nn.Module]]:
+        """Every module by the key of its site, with the first path that leads to it."""
+        roots = {self.path: self.module}
+        roots.update({f"{self.path}.{name}": module for name, module in self.extras.items()}, **self.strays)
+        found: dict[int, tuple[str, nn.Module]] = {}
+        for top, root in roots.items():
+            for name, module in root.named_modules():
+                found.setdefault(id(module), (f"{top}.{name}" if name else top, module))
+        return found
+
     def device(self) -> torch.device | None:
         """The device of the first parameter, or None for a model that has none."""
         if self._parameter is not None:
