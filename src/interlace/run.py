@@ -184,6 +184,8 @@ class Run:
     def end(self) -> None:
         """Unwind the model. Its `finally` blocks run; an error in them is reported as a warning."""
         if self.switch.done:
+            if self.at_end:
+                self._release()  # an interrupt fell into it before
             return
         self.before = self.after = Everything()
         self._wanted = None

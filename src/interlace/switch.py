@@ -187,18 +187,27 @@ class Switch:
             sys.settrace(None)  # here and nowhere deeper: coverage must see this frame return
         if mine is not theirs and mine != theirs:
             ambient.swap(mine, theirs)
-        worker.switch()
-        now = _ambient_now()
-        if now is not mine and now != mine:
-            ambient.swap(now, mine)
-        if tracer is not None:
-            sys.settrace(tracer)
+        try:
+            worker.switch()
+        except BaseException:
+            self._interrupted(worker)
+            raise
+        finally:
+            now = _ambient_now()
+            if now is not mine and now != mine:
+                ambient.swap(now, mine)
+            if tracer is not None:
+                sys.settrace(tracer)
         self._ambient = now
         if self.done:
             self._worker = None
             worker.gr_context = None
         else:
             parked.append(self._token)
+
+    def _interrupted(self, worker: Worker) -> None:
+        if worker.dead:  # the interrupt fell outside of the function, and there is nothing left to resume
+            self.done, self._worker = True, None
 
     def _start(self, home: Home) -> Worker:
         worker = home.idle.pop() if home.idle else Worker()

@@ -73,12 +73,12 @@ class Trace:
             trim(failed)
             raise
         self.thread = threading.get_ident()
+        self.owner = frames.owner(sys._getframe(1))
         self._taps = self._tree.taps()
         self._prepare = prepare
         if call is not None:
             self._begin(call, edit.workers(self))
-        self.owner = frames.owner(sys._getframe(1))
-        self._taps.install()
+        self._taps.install(self)
         self._tree.opened(self.owner, self)
         return self
 
@@ -107,24 +107,26 @@ class Trace:
                     prompts.close()
 
     def _close(self) -> None:
-        taps, self._taps = self._taps, None
+        """Undo what entering did. An interrupt may fall anywhere in it; it is then done again."""
+        taps = self._taps
         if taps is None:
             return
         self._tree.closed(self.owner, self)
         for placed in (taps, *self._strays):
-            placed.remove()
+            placed.remove(self)
         self._strays.clear()
         for handle in self._unfused.values():
             handle.remove()
         self._unfused.clear()
         if self._run is not None:
             self._run.forget()
-        self._run = self._steps = self._prepare = None
+        self._run = self._steps = self._prepare = self._taps = None
         self._breaks.clear()
 
     def __del__(self) -> None:
-        if getattr(self, "_taps", None) is not None and self._run is not None:
-            self._run.end()
+        if getattr(self, "_taps", None) is not None:
+            if self._run is not None:
+                self._run.end()
             self._close()
 
     # -- several blocks ---------------------------------------------------------------------------------------
@@ -152,9 +154,9 @@ class Trace:
             self._begin(call, edit.workers(self) + prompts.workers(self, sizes))
         taps = self._tree.taps()
         if self._taps is not None and taps is not self._taps:  # real weights came with the input
-            self._taps.remove()
+            self._taps.remove(self)
             self._taps = taps
-            taps.install()
+            taps.install(self)
         assert self._run is not None
         return self._run
 
@@ -264,7 +266,7 @@ class Trace:
         """Let a module that the tree has just learned of report in this run."""
         if not any(module in placed.modules for placed in (self._taps, *self._strays) if placed is not None):
             self._strays.append(Taps(module.modules()))
-            self._strays[-1].install()
+            self._strays[-1].install(self)
 
     def unfuse(self, module: nn.Module) -> None:
         """Keep torch's fused path from passing over this module in this run.

@@ -118,7 +118,7 @@ class Tree:
     @property
     def busy(self) -> bool:
         """Whether any trace of this model is open."""
-        return bool(self._open)
+        return any(ref() is not None for held in list(self._open.values()) for ref in held)
 
     # -- modules ---------------------------------------------------------------------------------------------
 
