@@ -195,6 +195,9 @@ class Run:
             return  # left to the thread that owns it
         error = self.switch.error
         self._release()
+        if error is not None and not isinstance(error, Exception):
+            self.switch.error = None
+            raise error  # Ctrl-C, say: it must not end as a warning
         if started and (self._held_back or not self.switch.unwound):
             how = (
                 f"raised {type(error).__name__}: {error}"
@@ -237,7 +240,8 @@ class Run:
         self.watchers.clear()
         self.frames.clear()
         while self.at_end:
-            self.at_end.pop()()
+            self.at_end[-1]()
+            self.at_end.pop()
 
     # -- the model's side ------------------------------------------------------------------------------------
 

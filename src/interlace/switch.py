@@ -48,13 +48,22 @@ class Worker(greenlet):
 class Home:
     """What one thread keeps: idle workers, who is parked, and runs whose trace was left on another thread."""
 
-    __slots__ = ("abandoned", "idle", "parked", "thread")
+    __slots__ = ("abandoned", "ident", "idle", "parked", "thread")
 
     def __init__(self) -> None:
         self.idle: list[Worker] = []
         self.parked: list[object] = []
         self.abandoned: deque[Switch] = deque()
         self.thread = threading.current_thread()
+        self.ident = threading.get_ident()
+
+    def __del__(self) -> None:
+        """Let idle workers come to their end while their thread still can: later nothing frees their frames."""
+        if threading.get_ident() == self.ident and not sys.is_finalizing():
+            while self.idle:
+                worker = self.idle.pop()
+                worker.parent = getcurrent()
+                worker.switch()
 
 
 class _Homes(threading.local):

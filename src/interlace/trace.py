@@ -101,6 +101,10 @@ class Trace:
             try:
                 if run is not None:
                     run.end()
+            except BaseException:
+                if run is not None:
+                    run.end()  # an interrupt fell into it: do the rest
+                raise
             finally:
                 self._close()
                 if prompts is not None:
