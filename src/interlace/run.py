@@ -320,8 +320,8 @@ class Run:
         if seen:
             return said + f" after {seen} visit{'s' * (seen > 1)} of it.\nVisits are counted from 0."
         return said + (
-            " and never called it.\nA branch not taken, an unused expert, or `module.forward(...)` called by "
-            "hand cannot be seen there."
+            " and never called it.\nNot seen are a branch not taken, an unused expert, `module.forward(...)` "
+            "called by hand, and calls in other threads."
         )
 
     def beside(

@@ -10,6 +10,7 @@ nothing of models.
 """
 
 import contextvars
+import functools
 import sys
 import threading
 import warnings
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import torch
 from greenlet import GreenletExit, greenlet
 from greenlet import getcurrent as getcurrent
 
@@ -43,6 +45,17 @@ class Worker(greenlet):
         self.tracing: Any = None
         # A stack inherits the recursion depth of the one that starts it; kept, it would hand that on and on.
         self.nested = isinstance(getcurrent(), Worker)
+
+
+@functools.cache
+def pass_dynamo() -> None:
+    """Let torch.compile see through whoever asks where it executes: compiled code is no run's.
+
+    Without it each module would end the graph, with a warning.
+    """
+    substitute = getattr(torch.compiler, "substitute_in_graph", None)  # torch 2.5 knows none
+    if substitute is not None:
+        substitute(getcurrent, skip_signature_check=True)(lambda: None)
 
 
 class Home:

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from interlace import edit, frames
 from interlace.breaks import Break, break_at
-from interlace.errors import InputError, OrderError, TraceError
+from interlace.errors import InputError, NotReachedError, OrderError, TraceError
 from interlace.invoke import Barrier, Invoke, Prompts
 from interlace.run import Run
 from interlace.site import Port, Site, Visit
@@ -24,6 +24,7 @@ from interlace.switch import carried, unwind_abandoned
 from interlace.tap import Taps
 from interlace.tracebacks import trim
 from interlace.tree import Tree
+from interlace.unseen import why
 from interlace.workers import Schedule, Worker
 from interlace.writes import stand_in
 
@@ -218,7 +219,13 @@ class Trace:
         if run is None or steps is None:
             run, steps = self._start(), self._steps
             assert steps is not None
-        return run.ask(site, port, 0 if steps.current is None else steps.number(site, port))
+        try:
+            return run.ask(site, port, 0 if steps.current is None else steps.number(site, port))
+        except NotReachedError as error:
+            reason = why(self._tree.module, self._tree.path, site)
+            if reason is None or run.failed is not None or run.stopped:
+                raise
+            raise NotReachedError(f"{str(error).partition(chr(10))[0]}\n{reason}") from None
 
     def before(self, site: Site) -> Visit:
         """Like `visit` at the input, for a write: the call must not have begun."""

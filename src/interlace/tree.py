@@ -3,6 +3,7 @@
 It holds no envoy strongly, so that no cycle keeps a model alive.
 """
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch import nn
 
 from interlace.errors import OutsideTraceError, ThreadError, TraceError
 from interlace.frames import Owner
-from interlace.switch import carried
+from interlace.switch import carried, pass_dynamo
 from interlace.tap import Taps
 
 if TYPE_CHECKING:
@@ -143,11 +144,13 @@ class Tree:
                     "follow.\nWrap the module inside it (`.module`); to spread a model over devices, use "
                     "device_map."
                 )
+        if "torch._dynamo" in sys.modules:  # a part of the model may be compiled
+            pass_dynamo()
         self._leaves = [module._modules for module in modules if not module._modules]
         self._inner = [
             (module._modules, tuple(module._modules.values())) for module in modules if module._modules
         ]
-        owners = ((module._parameters, name) for module in modules for name in module._parameters)
+        owners = ((held._parameters, name) for held in modules for name in held._parameters.keys())  # noqa: SIM118
         self._parameter = next(((held, name) for held, name in owners if held[name] is not None), None)
         self._follow()
         if self._taps is not None:
@@ -168,7 +171,8 @@ class Tree:
     def device(self) -> torch.device | None:
         """The device of the first parameter, or None for a model that has none."""
         if self._parameter is not None:
-            parameter = self._parameter[0].get(self._parameter[1])
+            held, name = self._parameter
+            parameter = held[name] if name in held else None  # noqa: SIM401
             if parameter is not None:
                 return parameter.device
         elif self._taps is not None:
@@ -183,8 +187,9 @@ class Tree:
         if parts and parts[0] in self.extras:
             module = self.extras[parts.pop(0)]
         for part in parts:
-            held = module._modules.get(part)
-            module = held if held is not None else getattr(module, part)
+            held = module._modules
+            found = held[part] if part in held else None  # noqa: SIM401  (scripted modules have no `get`)
+            module = found if found is not None else getattr(module, part)
         return module  # type: ignore[no-any-return]
 
     def load(self) -> None:
