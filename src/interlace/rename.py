@@ -94,7 +94,7 @@ class Names:
         parts = [part for part in key.split(".") if part]
         if "*" in parts:
             here = path.split(".")
-            yield from (name for name in module._modules.keys() if matches(parts, [*here, name]))
+            yield from (name for name, _ in module._modules.items() if matches(parts, [*here, name]))
         elif parts and _resolve(module, parts):
             yield ".".join(parts)
 

@@ -29,6 +29,9 @@ from interlace.errors import InterlaceWarning, RunEnded, ThreadError, TraceError
 _transform = ambient.transform
 _ambient_now = ambient.read
 
+_TURN = ()
+"""What `switch()` gives when the other side has called it with nothing."""
+
 KEPT = 8
 """How many idle workers a thread keeps."""
 
@@ -210,10 +213,9 @@ class Switch:
         if mine is not theirs and mine != theirs:
             ambient.swap(mine, theirs)
         try:
-            worker.switch()
-        except BaseException:
-            self._interrupted(worker)
-            raise
+            came = worker.switch()
+            while came is not _TURN and not self.done:  # a greenlet that the model switched to has ended here
+                came = worker.switch(came)
         finally:
             now = _ambient_now()
             if now is not mine and now != mine:
@@ -226,10 +228,6 @@ class Switch:
             worker.gr_context = None
         else:
             parked.append(self._token)
-
-    def _interrupted(self, worker: Worker) -> None:
-        if worker.dead:  # the interrupt fell outside of the function, and there is nothing left to resume
-            self.done, self._worker = True, None
 
     def _start(self, home: Home) -> Worker:
         worker = home.idle.pop() if home.idle else Worker()
@@ -248,7 +246,7 @@ class Switch:
         self.ending = True
         if self.done:
             return
-        if self._worker is None:
+        if self._worker is None or self._worker.dead:  # an interrupt may fall outside of the function
             self._forget()
         elif sys.is_finalizing():
             return  # no stack can be switched to any more, and all of them are about to go
@@ -262,7 +260,7 @@ class Switch:
 
     def _forget(self) -> None:
         self.done = True
-        self._function = self._context = self.carries = None
+        self._function = self._context = self.carries = self._worker = None
 
     def _leave_to_owner(self) -> None:
         if self._abandoned:
