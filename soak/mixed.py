@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 import interlace as il
@@ -29,7 +29,7 @@ class Bench:
         torch.manual_seed(seed)
         self.chance = random.Random(seed)
         self.x = torch.randn(2, 3)
-        self.net = sequential()
+        self.net: Any = sequential()
         self.model = il.Model(self.net)
         self.parts = [self.net[0](self.x)]
         for layer in (1, 2):
@@ -38,7 +38,8 @@ class Bench:
         self.looped = il.Model(Looped(times=3))
         self.decoder = il.Model(Transformer())
         self.tokens = ids()
-        self.written: Tensor = self.decoder._module.generate(self.tokens)
+        net: Any = self.decoder._module
+        self.written: Tensor = net.generate(self.tokens)
         self.odd = il.Model(Odd())
         nets: list[tuple[str, nn.Module, Tensor]] = [
             ("sequential", sequential(), torch.randn(2, 3)),
@@ -105,7 +106,7 @@ def failing_model(bench: Bench) -> None:
         seen = bench.odd.inner.output
         if bench.chance.random() < 0.5:
             bench.odd.output  # noqa: B018
-    bench.expect(seen, bench.odd._module.inner(bench.x).detach())
+    bench.expect(seen, bench.odd.inner(bench.x).detach())
 
 
 def failing_torch(bench: Bench) -> None:
@@ -227,13 +228,11 @@ def edited(bench: Bench) -> None:
 
 def steps(bench: Bench) -> None:
     """A block called several times, and a generation, step by step."""
-    seen = []
     with bench.trace(bench.looped, bench.x) as tracer:
-        for _ in tracer.iter[:]:
-            seen.append(bench.looped.block.output)
+        seen = [bench.looped.block.output for _ in tracer.iter[:]]
     hidden = bench.x
     for one in seen:
-        bench.expect(one, bench.looped._module.block(hidden).detach())
+        bench.expect(one, bench.looped.block(hidden).detach())
         hidden = torch.tanh(one)
     assert len(seen) == 3
     with bench.trace(bench.decoder, bench.tokens, fn="generate") as tracer:
@@ -265,7 +264,7 @@ def threads(bench: Bench) -> None:
         except BaseException as error:
             errors.append(error)
 
-    running = [threading.Thread(target=work, args=(bench.chance.random(),)) for _ in range(4)]  # type: ignore[arg-type]
+    running = [threading.Thread(target=work, args=(bench.chance.randrange(99),)) for _ in range(4)]
     for thread in running:
         thread.start()
     for thread in running:
@@ -310,7 +309,7 @@ def tasks(bench: Bench) -> None:
 
 def greenlets(bench: Bench) -> None:
     """Greenlets of somebody else, each with a trace, switched between at random; one is killed in its block."""
-    main = greenlet.getcurrent()  # type: ignore[attr-defined]
+    main = getcurrent()
 
     def work() -> None:
         with bench.trace():

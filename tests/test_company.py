@@ -1,5 +1,7 @@
 """Traces beside what else switches stacks: greenlets of other libraries, gevent, asyncio."""
 
+# ruff: noqa: PT012
+
 import asyncio
 import contextlib
 import gc
@@ -8,7 +10,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import gevent
 import pytest
@@ -127,7 +129,7 @@ def test_gevent_runs_traces_side_by_side_and_waits_in_blocks_and_in_models() -> 
                 raise KeyError
             assert torch.equal(first, hidden)
             gevent.sleep(0.001 * (n % 3))
-            return model.b.output
+            return cast("Tensor", model.b.output)
 
     jobs = [gevent.spawn(work, n) for n in range(8)]
     killed = gevent.spawn(work, 9)
@@ -177,7 +179,11 @@ def test_gevent_that_has_patched_everything() -> None:
         print("done")
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
 

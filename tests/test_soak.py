@@ -21,7 +21,7 @@ BENCH = mixed.Bench(0)
 
 
 @hypothesis.given(st.data())
-@hypothesis.settings(max_examples=150, deadline=None, database=None)
+@hypothesis.settings(max_examples=100, deadline=None, database=None)
 def test_a_random_program_is_what_hooks_make_of_it(data: st.DataObject) -> None:
     """Law 2: a trace equals hand-written hooks, value for value, gradients and errors of torch included."""
     at = data.draw(st.integers(0, len(BENCH.subjects) - 1))
@@ -52,7 +52,7 @@ def test_mixed_traces_leave_nothing_behind() -> None:
     bench = mixed.Bench(1)
     mixed.run(bench, 1_000)
     before = held()
-    mixed.run(bench, 4_000)
+    mixed.run(bench, 3_000)
     after = held()
     assert after.tensors <= before.tensors
     assert after.ours <= before.ours
@@ -66,8 +66,8 @@ def test_an_error_on_any_line_of_the_library_leaves_nothing_behind(
     scenario: Callable[[il.Model], None], error: type[BaseException]
 ) -> None:
     """Ctrl-C, or no memory, wherever it falls: no tap and no stack stays, and the next trace is right."""
-    found = faults.inject(scenario, error, stride=7, start=1 + (error is MemoryError) * 3)
-    assert found.injected > 50
+    found = faults.inject(scenario, error, stride=11, start=1 + (error is MemoryError) * 3)
+    assert found.injected > 40
     assert found.left == []
 
 

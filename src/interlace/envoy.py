@@ -423,7 +423,12 @@ class Envoy:
 
     def _miss(self, name: str) -> NameMissError:
         aliases = self._tree.names.aliases.get(self._path, {})
-        known = [*self._module._modules.keys(), *aliases, *FEATURES, *(n for n in dir(self._module) if n[0] != "_")]
+        known = [
+            *self._module._modules.keys(),
+            *aliases,
+            *FEATURES,
+            *(n for n in dir(self._module) if n[0] != "_"),
+        ]
         kind = type(self._module).__name__
         near = nearest(name, dict.fromkeys(known))
         return NameMissError(f"`{spell(self._path)}` ({kind}) has no `{name}`.{near}", name=name, obj=self)

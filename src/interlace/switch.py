@@ -178,6 +178,11 @@ class Switch:
         """Whether the function has begun."""
         return self._function is None
 
+    @property
+    def frame(self) -> FrameType | None:
+        """The innermost frame of the function where it pauses."""
+        return None if self._worker is None else self._worker.gr_frame
+
     # -- the side that resumes -------------------------------------------------------------------------------
 
     def resume(self) -> None:
@@ -246,12 +251,14 @@ class Switch:
         self.ending = True
         if self.done:
             return
-        if self._worker is None or self._worker.dead:  # an interrupt may fall outside of the function
+        if self._worker is None:
             self._forget()
         elif sys.is_finalizing():
             return  # no stack can be switched to any more, and all of them are about to go
         elif _homes.home is not self._home:
             self._leave_to_owner()
+        elif self._worker.dead:  # an interrupt fell outside of the function
+            self._forget()
         else:
             try:
                 self.resume()
@@ -333,18 +340,24 @@ def _is_coverage(tracer: Any) -> bool:
     return type(owner).__module__.partition(".")[0] == "coverage"
 
 
+def in_operator(frame: FrameType | None, until: FrameType | None) -> bool:
+    """Whether an operator of torch runs Python code on a stack, from `frame` outward to `until`."""
+    while frame is not None and frame is not until:
+        if frame.f_code.co_filename.endswith(("torch/_ops.py", "torch/_library/custom_ops.py")):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _refuse_operator_frames(*stacks: FrameType | None) -> None:
     """Raise where two stacks inside Python operators of torch would be left in another order than entered.
 
     pybind11 keeps a chain of pointers into the native stack for each thread and aborts the process when it is
     broken.
     """
-    for frame in stacks:
-        while frame is not None:
-            if frame.f_code.co_filename.endswith(("torch/_ops.py", "torch/_library/custom_ops.py")):
-                raise TraceError(
-                    "A trace paused inside a custom torch operator must be the last one paused when it  goes "
-                    "on.\nFinish the traces that were opened or advanced after it first, or ask for a value "
-                    f"outside of the operator ({frame.f_code.co_name})."
-                )
-            frame = frame.f_back
+    if any(in_operator(frame, None) for frame in stacks):
+        raise TraceError(
+            "A trace paused inside a custom torch operator must be the last one paused when it goes on.\n"
+            "Finish the traces that were opened or advanced after it first, or ask for a value outside of the "
+            "operator."
+        )

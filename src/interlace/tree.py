@@ -15,6 +15,7 @@ from torch import nn
 
 from interlace.errors import OutsideTraceError, ThreadError, TraceError
 from interlace.frames import Owner
+from interlace.operators import careful
 from interlace.switch import carried, pass_dynamo
 from interlace.tap import Taps
 
@@ -84,12 +85,12 @@ class Tree:
 
     def trace_at(self, frame: FrameType | None) -> "Trace | None":
         """The open trace whose owner is nearest outward from `frame`."""
-        found = self._open
+        found, asker = self._open, frame
         while frame is not None and found:
             for ref in reversed(found.get(id(frame), ())):
                 trace = ref()
                 if trace is not None and trace.owner.code is frame.f_code:
-                    return trace
+                    return trace if frame is asker else careful(trace, asker, frame)  # type: ignore[arg-type]
             frame = frame.f_back
         return None
 
