@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from soak import faults, mixed
+from soak import faults, mixed, rows
 from soak.measure import Held, held
 from soak.programs import agree, program
 
@@ -57,11 +57,16 @@ def grown(samples: list[Held]) -> list[str]:
 
 
 def fuzzed(seed: int, programs: int) -> list[str]:
-    """Random programs over all subjects, with and without gradients; where they differ from hooks."""
+    """Random programs over all subjects, a fifth of them of two prompts; where they differ from hooks."""
     bench = mixed.Bench(seed)
     chance = random.Random(seed)
     wrong = []
     for _ in range(programs):
+        if chance.random() < 0.2:
+            at = chance.choice(bench.by_rows)
+            differ = rows.agree(bench.subjects[at], bench.models[at], chance.randrange)
+            wrong += [f"{bench.subjects[at].name}, two prompts: {differ}"] if differ else []
+            continue
         at = chance.randrange(len(bench.subjects))
         subject = bench.subjects[at]
         actions = program(subject, chance.randrange, 1 + chance.randrange(12))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import interlace as il
 from interlace.errors import InterlaceError, InterlaceWarning, OrderError, WriteError
+from soak import rows
 from soak.programs import Subject, agree, program, same
 from tests.models import EncoderDecoder, Looped, Odd, Tied, Transformer, ids, sequential
 
@@ -51,6 +52,8 @@ class Bench:
         ]
         self.subjects = [Subject.of(*one) for one in nets]
         self.models = [il.Model(subject.net) for subject in self.subjects]
+        # The encoder mixes the rows of its batch, so what one prompt writes is another's too.
+        self.by_rows = [n for n, subject in enumerate(self.subjects) if subject.name != "encoder-decoder"]
         self.traces = 0
         self._lock = threading.Lock()
 
@@ -90,6 +93,14 @@ def fuzzed(bench: Bench) -> None:
     with torch.set_grad_enabled(bench.chance.random() < 0.5):
         differ = agree(bench.subjects[at], bench.models[at], actions)
     assert not differ, f"{bench.subjects[at].name}: {differ} in {actions}"
+
+
+def fuzzed_prompts(bench: Bench) -> None:
+    """Random programs of two prompts in one forward, against hooks on the rows of each."""
+    at = bench.chance.choice(bench.by_rows)
+    bench.traces += 1
+    differ = rows.agree(bench.subjects[at], bench.models[at], bench.chance.randrange)
+    assert not differ, f"{bench.subjects[at].name}: {differ}"
 
 
 def failing_block(bench: Bench) -> None:
@@ -337,8 +348,8 @@ def nan(bench: Bench) -> None:
 Kind = Callable[[Bench], None]
 
 KINDS: dict[Kind, int] = {
-    good: 30, nothing: 5, fuzzed: 10, failing_block: 8, failing_model: 8, failing_torch: 4, refused: 6,
-    stopped: 6, abandoned: 4, generators: 4, nested: 6, prompts: 4, functions: 4, edited: 4, steps: 3,
+    good: 30, nothing: 5, fuzzed: 10, fuzzed_prompts: 5, failing_block: 8, failing_model: 8, failing_torch: 4,
+    refused: 6, stopped: 6, abandoned: 4, generators: 4, nested: 6, prompts: 4, functions: 4, edited: 4, steps: 3,
     operations: 2, threads: 1, left_elsewhere: 1, tasks: 2, greenlets: 3, nan: 1,
 }  # fmt: skip
 """What is mixed, and how often."""

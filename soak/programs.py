@@ -243,7 +243,7 @@ def by_trace(subject: Subject, model: il.Model, actions: list[Action], instead: 
     try:
         with model.trace(subject.input) as tracer:
             for action in actions:
-                _act(model, action, instead, outcome)
+                act(model, action, instead, outcome)
             result = tracer.result
         gradients(subject, result, outcome)
     except RuntimeError as error:  # torch's own, for an edit in place that autograd does not allow
@@ -254,7 +254,8 @@ def by_trace(subject: Subject, model: il.Model, actions: list[Action], instead: 
     return outcome
 
 
-def _act(model: il.Model, action: Action, instead: dict[str, Any], outcome: Outcome) -> None:
+def act(model: il.Model, action: Action, instead: dict[str, Any], outcome: Outcome) -> None:
+    """Make one statement of a program in the block that this is called in."""
     event = action.event
     envoy = model.get(event.name)
     port = "output" if event.port == "output" else "inputs"

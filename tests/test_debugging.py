@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import interlace as il
-from interlace.errors import InterlaceWarning, NameMissError, OrderError, TraceError
+from interlace.errors import InterlaceWarning, NameMissError, NotReachedError, OrderError, TraceError
 from interlace.trace import Trace
 from tests.models import Fails, Looped, Transformer, ids, sequential
 
@@ -325,8 +325,15 @@ def test_break_points_held_wrong() -> None:
             tracer.break_at(first)
         with pytest.raises(OrderError, match=r"model\[0\].output` has passed"):
             tracer.break_at(model[0])
+        tracer.stop()
+        with pytest.raises(
+            NotReachedError, match=r"`model\[2\].output` was not reached: the run was stopped"
+        ):
+            tracer.break_at(model[2])
     with pytest.raises(TraceError, match="This trace is not open"):
         tracer.break_at(model[0])
+    with pytest.raises(TypeError, match=r"il.find_nonfinite\(il.Model\(net\), x\)"):
+        il.find_nonfinite(sequential(), X)
 
 
 def test_a_break_point_keeps_nothing_alive(debugger: Debugger) -> None:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 
 import interlace as il
-from soak import faults, mixed
+from soak import faults, mixed, rows
 from soak.measure import held
 from soak.programs import Outcome, Subject, agree, program
 from tests.models import sequential
@@ -29,6 +29,14 @@ def test_a_random_program_is_what_hooks_make_of_it(data: st.DataObject) -> None:
     actions = program(BENCH.subjects[at], lambda n: data.draw(st.integers(0, n - 1)), length)
     with torch.set_grad_enabled(data.draw(st.booleans())):
         assert agree(BENCH.subjects[at], BENCH.models[at], actions) == ""
+
+
+@hypothesis.given(st.data())
+@hypothesis.settings(max_examples=50, deadline=None, database=None)
+def test_programs_of_two_prompts_are_what_hooks_on_their_rows_make_of_them(data: st.DataObject) -> None:
+    """Laws 2 and 3: each sees and edits its own rows, whatever the other does."""
+    at = data.draw(st.sampled_from(BENCH.by_rows))
+    assert rows.agree(BENCH.subjects[at], BENCH.models[at], lambda n: data.draw(st.integers(0, n - 1))) == ""
 
 
 def test_the_comparison_with_hooks_sees_a_difference() -> None:

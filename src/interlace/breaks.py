@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from interlace.errors import InterlaceWarning, OrderError, TraceError
+from interlace.errors import InterlaceWarning, NotReachedError, OrderError, TraceError
 from interlace.finite import NonFinite, Search
 from interlace.frames import code_at
 from interlace.run import Run
@@ -58,6 +58,8 @@ class AtVisit:
                     stacklevel=2,
                 )
 
+        if run.switch.done:
+            raise NotReachedError(run._missed(self.site, self.port, self.number))
         if (run.starts if self.port == "input" else run.ends)[self.site.key] > self.number:
             raise OrderError(run._passed(self.site, self.port, self.number))
         run.watch(self.site.key, self.port, reached)

@@ -28,6 +28,9 @@ def find_nonfinite(
     Returns:
         Where it is, or None when everything is finite. `print` it to read it.
 
+    Raises:
+        TypeError: `model` is a plain module.
+
     Example:
         >>> import torch, interlace as il
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
@@ -38,6 +41,8 @@ def find_nonfinite(
         Its inputs: all finite.
         Not finite in its weights: weight.
     """
+    if isinstance(model, torch.nn.Module):
+        raise TypeError("Wrap the model first: `il.find_nonfinite(il.Model(net), x)`.")
     told: list[NonFinite] = []
     with torch.no_grad(), model.trace(*args, fn=fn, **kwargs) as tracer:
         run = tracer.model_run
