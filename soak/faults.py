@@ -141,13 +141,16 @@ def inject(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             scenario(model_and_output()[0])
+            parked = len(switch.home().parked)
             for at in range(start, _lines(scenario) + 1, stride):
                 model, wanted = model_and_output()
                 fault = Fault(at, error)
                 before = _run(scenario, model, fault)
                 findings.injected += 1
                 findings.left += [f"{scenario.__name__}: {fault.where}: {one}" for one in before]
-                findings.left += [f"{scenario.__name__}: {fault.where}: {one}" for one in left(model, wanted)]
+                findings.left += [
+                    f"{scenario.__name__}: {fault.where}: {one}" for one in left(model, wanted, parked)
+                ]
     finally:
         gc.unfreeze()
     return findings
@@ -177,8 +180,8 @@ def _run(scenario: Callable[[il.Model], None], model: il.Model, fault: Fault) ->
     return [] if said or not fault.where else ["was swallowed"]
 
 
-def left(model: il.Model, wanted: torch.Tensor) -> Iterator[str]:
-    """What is left of a run that ended in an error, and whether the next one is right."""
+def left(model: il.Model, wanted: torch.Tensor, parked: int) -> Iterator[str]:
+    """What is left of a run that ended in an error, beside what was parked before; is the next one right?"""
     gc.collect()
     home = switch.home()
     if any(SLOT in module.__dict__ for module in model._module.modules()):
@@ -187,9 +190,9 @@ def left(model: il.Model, wanted: torch.Tensor) -> Iterator[str]:
         yield "a rewritten forward"
     if model.interleaving:
         yield "an open trace"
-    if home.parked:
+    if len(home.parked) > parked:
         yield "a parked stack"
-        home.parked.clear()
+        del home.parked[parked:]
     if not torch.is_grad_enabled():
         yield "another grad mode"
         torch.set_grad_enabled(True)
