@@ -12,6 +12,7 @@ torch.Size([1, 3])
 from typing import TYPE_CHECKING, Any
 
 from interlace import errors
+from interlace.cache import Cache
 from interlace.config import config
 from interlace.envoy import Envoy
 from interlace.model import Model
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Cache",
     "Envoy",
     "LanguageModel",
     "Model",

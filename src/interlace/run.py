@@ -7,7 +7,7 @@ does not know modules, and the tap of a module tells it only what happens (`reac
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container
 from typing import Any
 
 from interlace.errors import InterlaceWarning, NotReachedError, OrderError, RunEnded, TraceError
@@ -48,8 +48,8 @@ class Run:
 
     __slots__ = (
         "__weakref__", "_asked", "_held_back", "_site", "_wanted", "after", "at_end", "before",
-        "ends", "failed", "frames", "kinds", "live", "passing", "pending", "side", "skipped", "starts",
-        "stopped", "switch", "watchers",
+        "ends", "failed", "frames", "kinds", "live", "passing", "pending", "recorders", "side", "skipped",
+        "starts", "stopped", "switch", "watchers",
     )  # fmt: skip
 
     def __init__(self, call: Callable[[], Any]) -> None:
@@ -59,6 +59,7 @@ class Run:
         self.before: Container[Any] = self._asked["input"]
         self.after: Container[Any] = self._asked["output"]
         self.watchers: dict[tuple[Any, Port], list[Watcher]] = {}
+        self.recorders: list[tuple[Container[Any], Port, Watcher]] = []
         self.live: Visit | None = None
         self.side: Visit | None = None
         self.skipped: list[Site] = []
@@ -233,6 +234,7 @@ class Run:
         self.live = self.side = None
         self.pending.clear()
         self.watchers.clear()
+        self.recorders.clear()
         self.frames.clear()
         while self.at_end:
             self.at_end.pop()()
@@ -243,6 +245,19 @@ class Run:
         """Have `watcher` called at every visit of a site from now on, before the block sees it."""
         self.watchers.setdefault((key, port), []).append(watcher)
         self._asked[port].add(key)
+
+    def record(self, keys: Collection[Any], port: Port, recorder: Watcher) -> None:
+        """Have `recorder` called at every visit of these sites from now on, when the model goes on.
+
+        It sees what everybody has written, and does not write.
+        """
+        self.recorders.append((keys, port, recorder))
+        self._asked[port].update(keys)
+
+    def _record(self, visit: Visit, port: Port) -> None:
+        for keys, where, recorder in self.recorders:
+            if where == port and visit.key in keys:
+                recorder(visit)
 
     def reach(self, key: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make a call that somebody waits for: pause before it, and after it where that was asked for."""
@@ -275,10 +290,12 @@ class Run:
         wanted = self._wanted
         if wanted is not None and wanted[2] == port and wanted[0] == visit.key and wanted[1] == visit.number:
             self._wanted = None
-            if (visit.key, port) not in self.watchers:
+            if (visit.key, port) not in self.watchers and not self.recorders:
                 self._asked[port].discard(visit.key)
             self.live = visit
             self.switch.pause()
+        if self.recorders:
+            self._record(visit, port)
 
     # -- what an error says ----------------------------------------------------------------------------------
 
@@ -325,9 +342,11 @@ class Run:
         visit = Visit(site.key, self.starts[site.key], args, kwargs)
         self.starts[site.key] += 1
         self._tell(visit, "input")
+        self._record(visit, "input")
         visit.result = call(*visit.args, **visit.kwargs)
         self.ends[site.key] += 1
         self._tell(visit, "output")
+        self._record(visit, "output")
         self.side = visit
         return visit.result
 

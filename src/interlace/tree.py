@@ -14,6 +14,7 @@ from torch import nn
 
 from interlace.errors import OutsideTraceError, ThreadError, TraceError
 from interlace.frames import Owner
+from interlace.selection import Outline
 from interlace.switch import carried
 from interlace.tap import Taps
 
@@ -55,6 +56,7 @@ class Tree:
         self.state: dict[str, Any] = {}
         self._open: dict[int, list[weakref.ref[Trace]]] = {}
         self._taps: Taps | None = None
+        self._outline: tuple[Taps, Outline] | None = None
         self._leaves: list[dict[str, Any]] = []
         self._inner: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
         self._parameter: tuple[dict[str, nn.Parameter | None], str] | None = None
@@ -154,6 +156,13 @@ class Tree:
             self.names.settle(self)
         self._taps = Taps(modules)
         return self._taps
+
+    def outline(self) -> Outline:
+        """The names in the model, renewed when its structure has changed."""
+        taps = self._taps if self._taps is not None else self.taps()
+        if self._outline is None or self._outline[0] is not taps:
+            self._outline = taps, Outline.of(self)
+        return self._outline[1]
 
     def device(self) -> torch.device | None:
         """The device of the first parameter, or None for a model that has none."""
