@@ -16,6 +16,7 @@ from interlace.cache import Cache
 from interlace.config import config
 from interlace.envoy import Envoy
 from interlace.model import Model
+from interlace.recording import Recording
 from interlace.saving import save
 from interlace.trace import Trace
 from interlace.views import view
@@ -32,6 +33,7 @@ __all__ = [
     "Envoy",
     "LanguageModel",
     "Model",
+    "Recording",
     "Trace",
     "config",
     "demo_model",

@@ -51,6 +51,7 @@ class Cache(Mapping[str, Cached]):
         self._values: dict[Port, Values] = {"input": defaultdict(dict), "output": defaultdict(dict)}
         self._run: weakref.ref[Run] | None = None
         self._over = ""
+        self._reports = True
 
     # -- while the model runs ------------------------------------------------------------------------------------
 
@@ -108,7 +109,7 @@ class Cache(Mapping[str, Cached]):
         )
         if self._spill is not None:
             self._spill.end(whole=not failed)
-        if failed or run.stopped:
+        if failed or run.stopped or not self._reports:
             return
         unreached = [wanted.said for wanted in self._wanted if wanted.said and not self._reached(wanted)]
         if unreached:

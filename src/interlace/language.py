@@ -175,6 +175,19 @@ class LanguageModel(Model):
             kwargs = {**kwargs, "position_ids": position_ids(mask)[:, -given.shape[1] :]}
         return (), kwargs
 
+    _pads = True
+
+    def _row_inputs(self, rows: list[Any]) -> list[Input]:
+        """The prompts of a dataset, each by itself; texts are tokenized together."""
+        if all(isinstance(row, str) for row in rows):
+            together = encode(rows, self.tokenizer)
+            pairs = zip(together["input_ids"], together["attention_mask"], strict=True)
+            found = [encode(ids[mask.bool()], self.tokenizer) for ids, mask in pairs]
+        else:
+            found = [self._encoded((row,), {}) for row in rows]
+        more = {"use_cache": False} if "use_cache" in self._takes() else {}
+        return [((), {**kwargs, **more}) for kwargs in found]
+
     def _combine(
         self, inputs: list[Input], fn: Function
     ) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
