@@ -66,10 +66,18 @@ class Cache(Mapping[str, Cached]):
                 self._listed[wanted.said] = sites
                 own = frozenset(site.key for site in sites)
             keys = keys | own if many else own
+            if self._outline.fused:
+                self._unfuse(trace, wanted)
         self._keys = keys
         for port in self._ports:
             run.record(keys, port, self._recorder(port))
         self._run = weakref.ref(trace.model_run)
+
+    def _unfuse(self, trace: "Trace", wanted: Wanted) -> None:
+        """Have torch come past modules that it may run as one operation, as it does where there are hooks."""
+        for site in wanted.sites:
+            if site.path in self._outline.fused:
+                trace.unfuse(trace._tree.find(site.path))
 
     def _recorder(self, port: Port) -> Any:
         values, keep = self._values[port], self._keep
@@ -107,12 +115,11 @@ class Cache(Mapping[str, Cached]):
         self._over = (
             "the run failed" if failed else "the run was stopped" if run.stopped else "the model has finished"
         )
+        unreached = [wanted.said for wanted in self._wanted if wanted.said and not self._reached(wanted)]
+        self._wanted = [Wanted(wanted.said) for wanted in self._wanted]  # operations know modules
         if self._spill is not None:
             self._spill.end(whole=not failed)
-        if failed or run.stopped or not self._reports:
-            return
-        unreached = [wanted.said for wanted in self._wanted if wanted.said and not self._reached(wanted)]
-        if unreached:
+        if unreached and self._reports and not failed and not run.stopped:
             some = ", ".join(unreached[:4]) + (
                 f" and {len(unreached) - 4} more" if len(unreached) > 4 else ""
             )
@@ -185,7 +192,8 @@ class Cache(Mapping[str, Cached]):
 
     def __getitem__(self, key: Any) -> Cached:
         if not isinstance(key, str):
-            return self._root()[key]
+            found: Cached = self._root()[key]
+            return found
         path = self._outline.resolve(key)
         if path is None:
             names = [name for path in self._outline.sites for name in (path, path.partition(".")[2])]
@@ -232,6 +240,7 @@ def chosen_ports(outputs: bool, inputs: bool) -> tuple[Port, ...]:
     Raises:
         InputError: There are none.
     """
-    if not (outputs or inputs):
+    asked: dict[Port, bool] = {"output": outputs, "input": inputs}
+    if not any(asked.values()):
         raise InputError("Neither outputs nor inputs are to be recorded, so nothing is.")
-    return (("output",) if outputs else ()) + (("input",) if inputs else ())
+    return tuple(port for port, wanted in asked.items() if wanted)

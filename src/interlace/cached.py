@@ -65,7 +65,7 @@ class Cached:
         return None if path is None else self._at(path)
 
     def _numbers(self) -> list[int]:
-        return sorted({n for port in ("input", "output") for n in self._cache._of(self._path, port)})  # type: ignore[arg-type]
+        return sorted({n for port in ("input", "output") for n in self._cache._of(self._path, port)})
 
     def _all(self, port: Port, name: str) -> Any:
         held = self._cache._of(self._path, port)
@@ -165,7 +165,7 @@ class Cached:
     def _line(self) -> str:
         said = []
         for port in ("input", "output"):
-            held = self._cache._of(self._path, port)  # type: ignore[arg-type]
+            held = self._cache._of(self._path, port)
             if held:
                 first = describe(self._cache._load(held[min(held)]))
                 said.append(

@@ -20,11 +20,12 @@ from interlace.batch import alone, concatenate
 from interlace.cache import chosen_ports
 from interlace.errors import InputError, InterlaceWarning, NameMissError, OutsideTraceError, nearest
 from interlace.keeping import Positions
-from interlace.record import Job, record
+from interlace.record import record
+from interlace.recorder import Job
 from interlace.recording import Recording
 from interlace.rename import Aliases, Names
 from interlace.repr import show
-from interlace.selection import Modules
+from interlace.selection import FUSED, Modules
 from interlace.session import Session
 from interlace.shards import SHARD_BYTES
 from interlace.site import Port, Site, Visit, spell
@@ -673,9 +674,6 @@ def _make(tree: Tree, path: str, above: Envoy | None) -> Envoy:
     envoy._stand(tree, module, path, fused)
     return envoy
 
-
-FUSED = (nn.TransformerEncoderLayer,)
-"""Modules that torch may run as one fused operation, passing over those inside them."""
 
 LISTS = (nn.ModuleList, nn.Sequential)
 """Modules whose children are named by their index."""

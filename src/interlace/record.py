@@ -1,249 +1,27 @@
 """Run a model over a dataset and keep what some sites give, row by row, in a folder.
 
 The rows of a file are run in batches of like length and written in the order of the dataset. A file is the unit of
-resuming: what was being computed when the process died is computed again, with the same batches.
+resuming: what was being computed when the process died is computed again, in the same batches.
 """
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
-from interlace import trees
 from interlace.config import config
-from interlace.dataset import Row, Rows, batches, files, fingerprint
-from interlace.errors import InputError, NotReachedError, RunEnded
-from interlace.keeping import Positions
+from interlace.dataset import Row, Rows, files, fingerprint
+from interlace.errors import InputError
+from interlace.recorder import Job, Runner
 from interlace.recording import COORDINATES, KIND, Recording
-from interlace.selection import Modules, choose
+from interlace.selection import choose
 from interlace.shards import Shards
-from interlace.site import Port, Visit, spell
 
 if TYPE_CHECKING:
     from interlace.envoy import Envoy
-
-Flat = dict[str, torch.Tensor]
-"""By name, the values of several rows one after the other: `token ...` or `row ...`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What is to be recorded, and how.
-
-    Attributes:
-        sites: What `tracer.cache` takes.
-        ports: Whether outputs, inputs, or both.
-        by: `token`, or `row`.
-        positions: Which positions of each row; None for all.
-        dtype: What floating-point values become.
-    """
-
-    sites: Modules
-    ports: tuple[Port, ...]
-    by: str
-    positions: Positions
-    dtype: torch.dtype | None
-
-    @property
-    def single(self) -> bool:
-        """Whether each row keeps one position, and no axis for it."""
-        return isinstance(self.positions, int)
-
-
-class Runner:
-    """Runs rows and gives what is kept of them.
-
-    Attributes:
-        size: How many rows a batch has at most; it shrinks when memory runs out.
-        shapes: Of one token or row, by name; known after `probe`.
-    """
-
-    def __init__(self, envoy: "Envoy", job: Job, size: int) -> None:
-        self.envoy = envoy
-        self.job = job
-        self.size = size
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._settings = {"include_output": "output" in job.ports, "include_inputs": "input" in job.ports}
-
-    # -- one batch -----------------------------------------------------------------------------------------------
-
-    def flat(self, rows: list[Row]) -> Flat:
-        """What is kept of some rows, in one batch."""
-        args, kwargs, _ = self.envoy._combine([row.input for row in rows], None)
-        found: Flat = {}
-        for name, value in self._values(args, kwargs, stop=bool(self.shapes)):
-            taken = self._take(name, value, rows, kwargs)
-            shape = self.shapes.get(name)
-            if shape is not None and tuple(taken.shape[1:]) != shape:
-                raise InputError(
-                    f"`{spell(name)}` gives {tuple(taken.shape[1:])} for rows from {rows[0].number}, and gave "
-                    f'{shape} for the first row.\nKeep values of different lengths with `by="token"`.'
-                )
-            found[name] = taken.to(dtype=self.job.dtype if taken.is_floating_point() else None).cpu()
-        ids = kwargs.get("input_ids")
-        if isinstance(ids, torch.Tensor):
-            found["ids"] = self._take("ids", ids, rows, kwargs).cpu()
-        return found
-
-    def _values(self, args: Any, kwargs: Any, stop: bool) -> Iterator[tuple[str, torch.Tensor]]:
-        with self.envoy.trace(*args, **kwargs) as tracer:
-            cache = tracer.cache(self.job.sites, **self._settings)
-            cache._reports = False
-            run = tracer.model_run
-            left = {(key, port) for key in cache._keys for port in self.job.ports}
-
-            def enough(visit: Visit) -> None:
-                left.discard((visit.key, visit.port))
-                if stop and not left:  # what comes after the last site need not be computed
-                    run.stopped = True
-                    raise RunEnded
-
-            for port in self.job.ports:
-                run.record(cache._keys, port, enough)
-        sites = {site.key: site for site in cache._outline.sites.values() if site.key in cache._keys}
-        for site in sites.values():
-            for port in self.job.ports:
-                held = cache._values[port].get(site.key, {})
-                if len(held) != 1:
-                    raise _visited(site.at(port), len(held))
-                (value,) = held.values()
-                tensor = next(trees.tensors(value), None)
-                if tensor is None:
-                    raise InputError(f"{site.at(port)} gives {trees.describe(value)}: no tensor to record.")
-                yield f"{site.path}.{port}", tensor
-
-    def _take(self, name: str, value: torch.Tensor, rows: list[Row], kwargs: dict[str, Any]) -> torch.Tensor:
-        """The kept positions of some rows, one after the other; whole rows where there are no positions."""
-        if self.job.by == "row" and not self.envoy._pads and self.job.positions is None:
-            if value.shape[:1] != (len(rows),):
-                raise InputError(
-                    f"`{spell(name)}` gives {trees.describe(value)} for {len(rows)} rows: not `batch ...`."
-                )
-            return value
-        width = self._width(rows, kwargs)
-        if value.shape[:1] == (len(rows) * width,) and value.shape[:2] != (len(rows), width):
-            value = value.reshape(len(rows), width, *value.shape[1:])
-        if value.shape[:2] != (len(rows), width):
-            raise InputError(
-                f"`{spell(name)}` gives {trees.describe(value)} for {len(rows)} rows of {width} positions: not "
-                "`batch pos ...`.\nLeave it out, or record it in a trace, with `tracer.cache(...)`."
-            )
-        if all(len(row.kept) == width for row in rows):
-            flat = value.flatten(0, 1)
-        else:
-            at, columns = self._places(rows, kwargs)
-            flat = value[at.to(value.device), columns.to(value.device)]
-        if self.job.by == "token" or self.job.single:
-            return flat
-        count = len(rows[0].kept)
-        other = next((row for row in rows if len(row.kept) != count), None)
-        if other is not None:
-            raise InputError(
-                f"Row {rows[0].number} has {count} positions and row {other.number} has {len(other.kept)}.\n"
-                'Keep rows of different lengths with `by="token"`, or choose `positions=`.'
-            )
-        return flat.unflatten(0, (len(rows), count))
-
-    def _width(self, rows: list[Row], kwargs: dict[str, Any]) -> int:
-        mask = kwargs.get("attention_mask")
-        if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-            return mask.shape[1]
-        return max(len(row.real) for row in rows)
-
-    def _places(self, rows: list[Row], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the kept positions are in the batch: its rows, its columns."""
-        mask = kwargs.get("attention_mask")
-        padded = isinstance(mask, torch.Tensor) and mask.ndim == 2
-        real = [mask[n].nonzero().flatten().tolist() if padded else row.real for n, row in enumerate(rows)]  # type: ignore[index]
-        columns = [real[n][at] for n, row in enumerate(rows) for at in row.kept]
-        at = [n for n, row in enumerate(rows) for _ in row.kept]
-        return torch.tensor(at, dtype=torch.long), torch.tensor(columns, dtype=torch.long)
-
-    # -- a file's rows -------------------------------------------------------------------------------------------
-
-    def items(self, row: Row) -> int:
-        """How many entries along the first axis a row has."""
-        return 1 if self.job.by == "row" else len(row.kept)
-
-    def file(self, rows: list[Row], done: Callable[[list[Row]], None] | None = None) -> Flat:
-        """What is kept of the rows of one file, in their order."""
-        starts, total = {}, 0
-        for row in rows:
-            starts[row.number] = total
-            total += self.items(row)
-        whole: Flat = {}
-        for batch in batches(rows, self.envoy._pads, lambda: self.size):
-            for part, flat in self._fitting(batch):
-                places = torch.cat(
-                    [torch.arange(starts[r.number], starts[r.number] + self.items(r)) for r in part]
-                )
-                for name, values in flat.items():
-                    if name not in whole:
-                        whole[name] = values.new_empty((total, *values.shape[1:]))
-                    whole[name][places] = values
-                if done is not None:
-                    done(part)
-        whole["row"] = torch.tensor([row.number for row in rows for _ in range(self.items(row))])
-        kept: list[Any] = [row.kept for row in rows]
-        if self.job.by == "token" or self.job.single:
-            whole["pos"] = torch.tensor([at for one in kept for at in one], dtype=torch.long)
-        return whole
-
-    def _fitting(self, batch: list[Row]) -> Iterator[tuple[list[Row], Flat]]:
-        """A batch, in as many parts as memory makes necessary."""
-        while batch:
-            part, flat = batch[: self.size], None
-            try:
-                flat = self.flat(part)
-            except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
-                    raise
-                if len(part) == 1:
-                    said = f"Row {part[0].number}, of {len(part[0].real)} positions, does not fit by itself."
-                    error.__dict__.setdefault("__notes__", []).append(said)  # `add_note`, from Python 3.11
-                    raise
-            if flat is None:  # outside of `except`, whose traceback holds what took the memory
-                self.size = len(part) // 2
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                continue
-            yield part, flat
-            batch = batch[len(part) :]
-
-    def probe(self, row: Row) -> dict[str, Any]:
-        """Run one row to the end, and tell of each array its axes, its shape without the first, its type."""
-        arrays: dict[str, Any] = {}
-        for name, values in self.file([row]).items():
-            shape = tuple(values.shape[1:])
-            if name not in COORDINATES:
-                self.shapes[name] = shape
-            axes = (self.job.by, *self._axes(name, shape))
-            dtype = str(values.dtype).removeprefix("torch.")
-            arrays[name] = {"axes": axes, "shape": shape, "dtype": dtype}
-        return arrays
-
-    def _axes(self, name: str, shape: tuple[int, ...]) -> list[str]:
-        """Names for the axes after the first."""
-        if name in COORDINATES:
-            return ["pos"] * len(shape)
-        with_pos = self.job.by == "row" and not self.job.single and len(shape) == 2
-        rest = shape[1:] if with_pos else shape
-        if len(rest) > 1:
-            return ["pos"] * with_pos + [f"axis_{n}" for n in range(1, len(rest) + 1)]
-        return ["pos"] * with_pos + [self._width_name(size) for size in rest]
-
-    def _width_name(self, size: int) -> str:
-        known = getattr(self.envoy._module, "config", None)
-        named = {
-            "d_vocab": ("vocab_size",),
-            "d_mlp": ("intermediate_size", "n_inner"),
-            "d_model": ("hidden_size",),
-        }
-        found = [axis for axis, keys in named.items() if size in [getattr(known, key, None) for key in keys]]
-        return found[-1] if found else "d_model"
 
 
 def record(
@@ -336,19 +114,3 @@ def _bytes(about: dict[str, Any]) -> int:
     for axis in about["shape"]:
         size *= axis
     return size
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
-
-
-def _visited(where: str, count: int) -> Exception:
-    if count == 0:
-        return NotReachedError(
-            f"{where} was not reached for every row.\nRecord sites that each forward comes past."
-        )
-    return InputError(
-        f"{where} is called {count} times in a forward, and a recording keeps one value of it a row.\n"
-        "Record another site, or each visit in a trace, with `tracer.cache(...)`."
-    )

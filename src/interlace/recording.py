@@ -81,7 +81,8 @@ class Labelled:
                 found = self.take(torch.tensor(range(start, stop, step), dtype=torch.long))
         else:
             found = self.take(self._indices(first))
-        return found[(slice(None), *rest)] if rest else found
+        inner = (slice(None), *rest)
+        return found[inner] if rest else found
 
     def _indices(self, key: Any) -> torch.Tensor:
         indices = torch.as_tensor(key)
@@ -114,7 +115,7 @@ class Labelled:
         found = torch.empty((*indices.shape, *self.shape[1:]), dtype=self.dtype)
         ends = torch.tensor(self._starts[1:], dtype=torch.long)
         files = torch.bucketize(indices, ends, right=True)
-        for at in files.unique().tolist():
+        for at in set(files.tolist()):
             here = files == at
             found[here] = self._files.part(at, self.name)[indices[here] - self._starts[at]]
         return found
@@ -291,7 +292,7 @@ def index_batches(
             here = here[torch.randperm(len(here), generator=random)]
         left = torch.cat([left, here])
         whole = len(left) // size * size
-        yield from left[:whole].split(size) if whole else ()
+        yield from (left[at : at + size] for at in range(0, whole, size))
         left = left[whole:]
     if len(left) and not drop_last:
         yield left

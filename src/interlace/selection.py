@@ -24,6 +24,9 @@ Modules = Any
 """An envoy, a module, a path, a pattern, a class of modules, a predicate of envoys, an operation, an iterable
 of those, or None for every module: there is no type for "any of these" that says more than `Any`."""
 
+FUSED = (nn.TransformerEncoderLayer,)
+"""Modules that torch may run as one fused operation, passing over those inside them."""
+
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 """Modules that are never called: their members are meant."""
 
@@ -37,6 +40,7 @@ class Outline:
         children: The names of what is below each path.
         aliases: By path: alias to the dotted path, from there, of what it stands for.
         sites: The site of each path; of a module with several names, the first one's at all of them.
+        fused: The paths inside of modules that torch may run as one operation.
         chosen: What was chosen before, by what was said.
     """
 
@@ -44,6 +48,7 @@ class Outline:
     children: dict[str, tuple[str, ...]] = field(default_factory=dict)
     aliases: dict[str, dict[str, str]] = field(default_factory=dict)
     sites: dict[str, Site] = field(default_factory=dict)
+    fused: set[str] = field(default_factory=set)
     chosen: dict[Any, "Wanted"] = field(default_factory=dict)
 
     @classmethod
@@ -52,18 +57,22 @@ class Outline:
         made = cls(tree.path, aliases={path: dict(held) for path, held in tree.names.aliases.items()})
         first: dict[int, Site] = {}
 
-        def walk(path: str, module: nn.Module, more: Iterable[tuple[str, nn.Module]] = ()) -> None:
+        def walk(
+            path: str, module: nn.Module, fused: bool, more: Iterable[tuple[str, nn.Module]] = ()
+        ) -> None:
             below = {**{name: kid for name, kid in module._modules.items() if kid is not None}, **dict(more)}
+            if fused:
+                made.fused.add(path)
             made.sites[path] = first.setdefault(id(module), Site(id(module), path))
             made.children[path] = tuple(below)
             for name, kid in below.items():
-                walk(f"{path}.{name}", kid)
+                walk(f"{path}.{name}", kid, fused or isinstance(module, FUSED))
 
-        walk(tree.path, tree.module, tree.extras.items())
+        walk(tree.path, tree.module, False, tree.extras.items())
         for path, module in tree.strays.items():
             above, _, name = path.rpartition(".")
             made.children[above] = (*made.children.get(above, ()), name)
-            walk(path, module)
+            walk(path, module, False)
         return made
 
     def add(self, site: Site) -> None:
@@ -250,7 +259,7 @@ def _of_class(tree: "Tree", outline: Outline, top: str, cls: type) -> Wanted:
     below = [path for path in outline.sites if _below(path, top)]
     sites = _once(outline.sites[path] for path in below if isinstance(tree.find(path), cls))
     if not sites:
-        raise InputError(f"No module below `{spell(top)}` is a {cls.__name__}.")
+        raise InputError(f"No module below `{spell(top)}` is an instance of `{cls.__name__}`.")
     return Wanted(f"class `{cls.__name__}`", sites)
 
 

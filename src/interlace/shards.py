@@ -46,10 +46,11 @@ class Shard:
                 f"{path} is damaged: it has {size:,} bytes and had {entry['bytes']:,}. {_REMEDY}"
             )
         try:
-            self._file = safe_open(str(path), framework="pt")
+            file: Any = safe_open(str(path), framework="pt")
         except (SafetensorError, OSError) as error:
             raise RecordingError(f"{path} is damaged: {error}. {_REMEDY}") from error
-        self.notes: dict[str, Any] = json.loads((self._file.metadata() or {}).get("notes", "{}"))
+        self._file = file
+        self.notes: dict[str, Any] = json.loads((file.metadata() or {}).get("notes", "{}"))
 
     def names(self) -> list[str]:
         """The names of its tensors."""
