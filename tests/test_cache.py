@@ -262,9 +262,10 @@ def test_values_are_those_that_the_model_went_on_with(model: il.Model) -> None:
 
 
 def test_a_replacement_by_skip_is_recorded(model: il.Model) -> None:
-    with pytest.warns(InterlaceWarning, match=r"'h\.0\.mlp\.\*' was listed"), model.trace(ids()) as tracer:
-        inside, cache = tracer.cache("h.0.mlp.*"), tracer.cache("h.0.mlp")
-        model.h[0].mlp.skip(torch.zeros(2, 5, 8))
+    with pytest.warns(InterlaceWarning, match=r"'h\.0\.mlp\.\*' was listed"):  # noqa: SIM117, PT031
+        with model.trace(ids()) as tracer:
+            inside, cache = tracer.cache("h.0.mlp.*"), tracer.cache("h.0.mlp")
+            model.h[0].mlp.skip(torch.zeros(2, 5, 8))
     assert not cache.h[0].mlp.output.any()
     assert len(inside) == 0
 
@@ -439,9 +440,12 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
 def test_a_listed_module_that_was_never_reached_is_reported() -> None:
     """S-84."""
     model = il.Model(Odd())
-    with pytest.warns(
-        InterlaceWarning, match="`model.dead` was listed in a cache and never reached"
-    ) as warned, model.trace(torch.ones(1, 3)) as tracer:
+    with (
+        pytest.warns(
+            InterlaceWarning, match="`model.dead` was listed in a cache and never reached"
+        ) as warned,
+        model.trace(torch.ones(1, 3)) as tracer,
+    ):
         cache = tracer.cache([model.dead, "inner"])
     assert warned[0].filename == __file__
     with pytest.raises(NotReachedError, match=r"`model\.dead\.output`.*not reached; the model has finished"):
@@ -557,7 +561,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
             tracer.cache(to=tmp_path, **settings)  # type: ignore[arg-type]
     with pytest.raises(RecordingError, match="holds a cache, not a recording"):
         il.Recording(tmp_path)
-    with pytest.raises(RecordingError, match="has no index.json"):
+    with pytest.raises(RecordingError, match=r"has no index\.json"):
         il.Cache.open(tmp_path / "other")
 
 

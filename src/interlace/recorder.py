@@ -198,7 +198,7 @@ class Runner:
                 if not _out_of_memory(error):
                     raise
                 if len(part) == 1:
-                    said = f"Row {part[0].number}, of {len(part[0].real)} positions, does not fit by itself."
+                    said = f"Row {part[0].number} does not fit into memory by itself."
                     error.__dict__.setdefault("__notes__", []).append(said)  # `add_note`, from Python 3.11
                     raise
             if flat is None:  # outside of `except`, whose traceback holds what took the memory

@@ -108,7 +108,13 @@ class Shards:
             raise RecordingError(f"There is no {kind} in {path}: it has no {INDEX}.") from None
         except ValueError as error:
             raise RecordingError(f"{path / INDEX} is damaged: {error}. {_REMEDY}") from error
-        if not isinstance(index, dict) or "kind" not in index:
+        if not isinstance(index, dict) or not index.keys() >= {
+            "kind",
+            "format",
+            "settings",
+            "progress",
+            "shards",
+        }:
             raise RecordingError(f"{path / INDEX} is no index of interlace.")
         if index["kind"] != kind:
             raise RecordingError(f"{path} holds a {index['kind']}, not a {kind}.")
