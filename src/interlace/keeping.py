@@ -58,6 +58,8 @@ def keeper(
 def _detached(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach()
+    if type(value) is tuple:  # what most modules return that return no tensor; quicker than the general way
+        return tuple([None if part is None else _detached(part) for part in value])
     return map_tensors(torch.Tensor.detach, value)
 
 

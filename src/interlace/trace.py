@@ -349,6 +349,7 @@ class Trace:
         top = here._outer or here
         if top._taps is None:
             raise TraceError("This trace is not open, so there is nothing to record.")
+        self._tree.load()  # a site is a module with its weights
         keep = keeper(device, dtype, detach, clone, positions, pos_axis)
         ports = chosen_ports(include_output, include_inputs)
         wanted = choose(self.model, modules)
