@@ -21,7 +21,8 @@ import interlace as il
 from benchmarks.aims import RECORD_RATIO, Aim
 from benchmarks.models import Subject, gpt2, tokenizer
 
-BATCH, SHARD_BYTES = 16, 8 << 20
+BATCH = 16
+SHARD_BYTES = 24 << 20  # as many tokens in a file as GPT-2 of real size has in one of the default size
 SITES = "transformer.h.*"
 
 

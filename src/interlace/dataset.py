@@ -116,14 +116,14 @@ class Rows:
             yield Row(number, given, real, _kept(len(real), self._positions, number))
 
 
-def files(rows: Iterable[Row], size: Callable[[Row], int], limit: int) -> Iterator[list[Row]]:
-    """Successive rows that make up a file each: as many as reach `limit` bytes."""
+def files(rows: Iterable[Row], size: Callable[[Row], int], limit: int, batch: int) -> Iterator[list[Row]]:
+    """Successive rows that make up a file each: as many as reach `limit` bytes, in whole batches if possible."""
     held: list[Row] = []
     total = 0
     for row in rows:
         held.append(row)
         total += size(row)
-        if total >= limit:
+        if total >= (limit if len(held) % batch == 0 else 2 * limit):
             yield held
             held, total = [], 0
     if held:

@@ -44,7 +44,7 @@ def keeper(
         if chosen is not None:
             kept = _take(kept, chosen, pos_axis)
         kept = kept.to(device=device, dtype=dtype if kept.is_floating_point() else None)
-        return kept.clone() if clone and _shares(kept, tensor) else kept
+        return kept.clone() if clone and shares(kept, tensor) else kept
 
     def keep(value: Any) -> Any:
         return keep_tensor(value) if isinstance(value, torch.Tensor) else map_tensors(keep_tensor, value)
@@ -67,7 +67,8 @@ def _itself(value: Any) -> Any:
     return value
 
 
-def _shares(kept: torch.Tensor, tensor: torch.Tensor) -> bool:
+def shares(kept: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Whether two tensors have their memory in common."""
     return kept.device == tensor.device and (
         kept.device.type == "meta" or kept.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
     )

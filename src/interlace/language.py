@@ -178,11 +178,13 @@ class LanguageModel(Model):
     _pads = True
 
     def _row_inputs(self, rows: list[Any]) -> list[Input]:
-        """The prompts of a dataset, each by itself; texts are tokenized together."""
-        if all(isinstance(row, str) for row in rows):
+        """The prompts of a dataset, each by itself; texts, and token ids, are prepared together."""
+        ids = all(isinstance(row, list) and row and isinstance(row[0], int) for row in rows)
+        if ids or all(isinstance(row, str) for row in rows):
             together = encode(rows, self.tokenizer)
             pairs = zip(together["input_ids"], together["attention_mask"], strict=True)
-            found = [encode(ids[mask.bool()], self.tokenizer) for ids, mask in pairs]
+            alone = [row[mask.bool()][None] for row, mask in pairs]
+            found = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in alone]
         else:
             found = [self._encoded((row,), {}) for row in rows]
         more = {"use_cache": False} if "use_cache" in self._takes() else {}

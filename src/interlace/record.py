@@ -93,7 +93,7 @@ def _run(envoy: "Envoy", rows: Rows, job: Job, shards: Shards, batch_size: int, 
             bar.set_postfix(batch=runner.size, refresh=False)
             bar.update(len(part))
 
-        for held in files(_with(ahead, left), lambda row: one * runner.items(row), shard_bytes):
+        for held in files(_with(ahead, left), lambda row: one * runner.items(row), shard_bytes, batch_size):
             tensors = runner.file(held, tell)
             done["rows"], done["last"] = held[-1].number + 1, held[-1].digest
             done["batch_size"], done["complete"] = runner.size, False

@@ -13,7 +13,7 @@ import torch
 from interlace import trees
 from interlace.dataset import Row, batches
 from interlace.errors import InputError, NotReachedError, RunEnded
-from interlace.keeping import Positions
+from interlace.keeping import Positions, shares
 from interlace.recording import COORDINATES
 from interlace.selection import Modules
 from interlace.site import Port, Visit, spell
@@ -49,6 +49,68 @@ class Job:
         return isinstance(self.positions, int)
 
 
+class Batch:
+    """Several rows that go through the model together, and where in the batch what is kept of them lies."""
+
+    def __init__(self, job: Job, pads: bool, rows: list[Row], kwargs: dict[str, Any]) -> None:
+        self.job = job
+        self.rows = rows
+        self.whole = job.by == "row" and not pads and job.positions is None
+        given = kwargs.get("attention_mask")
+        mask = given if isinstance(given, torch.Tensor) and given.ndim == 2 else None
+        self.width = max(len(row.real) for row in rows) if mask is None else mask.shape[1]
+        self.places = None if self.whole else self._places(mask)
+        counts = {len(row.kept): row for row in rows}
+        if job.by == "row" and not self.whole and len(counts) > 1:
+            (count, row), (other, another) = list(counts.items())[:2]
+            raise InputError(
+                f"Row {row.number} has {count} positions and row {another.number} has {other}.\n"
+                'Keep rows of different lengths with `by="token"`, or choose `positions=`.'
+            )
+
+    def _places(self, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The kept positions, as rows and columns of the batch; None where it is all of them."""
+        if all(len(row.kept) == self.width for row in self.rows):
+            return None
+        if mask is not None and all(len(row.kept) == len(row.real) for row in self.rows):
+            at, columns = mask.nonzero(as_tuple=True)
+            return at, columns
+        real = [
+            row.real if mask is None else mask[n].nonzero().flatten().tolist()
+            for n, row in enumerate(self.rows)
+        ]
+        columns = torch.tensor(
+            [real[n][at] for n, row in enumerate(self.rows) for at in row.kept], dtype=torch.long
+        )
+        rows = torch.tensor([n for n, row in enumerate(self.rows) for _ in row.kept], dtype=torch.long)
+        return rows, columns
+
+    def take(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """What is kept of a value, row after row."""
+        count, width = len(self.rows), self.width
+        if self.whole:
+            if value.shape[:1] != (count,):
+                raise InputError(
+                    f"`{spell(name)}` gives {trees.describe(value)} for {count} rows: not `batch ...`."
+                )
+            return value
+        if value.shape[:1] == (count * width,) and value.shape[:2] != (count, width):
+            value = value.reshape(count, width, *value.shape[1:])
+        if value.shape[:2] != (count, width):
+            raise InputError(
+                f"`{spell(name)}` gives {trees.describe(value)} for {count} rows of {width} positions: not "
+                "`batch pos ...`.\nLeave it out, or record it in a trace, with `tracer.cache(...)`."
+            )
+        if self.places is None:
+            flat = value.flatten(0, 1)
+        else:
+            rows, columns = self.places
+            flat = value[rows.to(value.device), columns.to(value.device)]
+        if self.job.by == "token" or self.job.single:
+            return flat
+        return flat.reshape(count, len(self.rows[0].kept), *flat.shape[1:])
+
+
 class Runner:
     """Runs rows and gives what is kept of them.
 
@@ -69,94 +131,55 @@ class Runner:
     def flat(self, rows: list[Row]) -> Flat:
         """What is kept of some rows, in one batch."""
         args, kwargs, _ = self.envoy._combine([row.input for row in rows], None)
-        found: Flat = {}
-        for name, value in self._values(args, kwargs, stop=bool(self.shapes)):
-            taken = self._take(name, value, rows, kwargs)
+        batch = Batch(self.job, self.envoy._pads, rows, kwargs)
+        found = self._forward(args, kwargs, batch)
+        for name, values in found.items():
             shape = self.shapes.get(name)
-            if shape is not None and tuple(taken.shape[1:]) != shape:
+            if shape is not None and tuple(values.shape[1:]) != shape:
                 raise InputError(
-                    f"`{spell(name)}` gives {tuple(taken.shape[1:])} for rows from {rows[0].number}, and gave "
+                    f"`{spell(name)}` gives {tuple(values.shape[1:])} for rows from {rows[0].number}, and gave "
                     f'{shape} for the first row.\nKeep values of different lengths with `by="token"`.'
                 )
-            found[name] = taken.to(dtype=self.job.dtype if taken.is_floating_point() else None).cpu()
         ids = kwargs.get("input_ids")
         if isinstance(ids, torch.Tensor):
-            found["ids"] = self._take("ids", ids, rows, kwargs).cpu()
+            found["ids"] = batch.take("ids", ids).cpu()
         return found
 
-    def _values(self, args: Any, kwargs: Any, stop: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    def _forward(self, args: Any, kwargs: Any, batch: "Batch") -> Flat:
+        """One forward, with what each site gives taken as soon as it is there, so that no more is held."""
+        job, known, found = self.job, bool(self.shapes), dict[str, torch.Tensor]()
+        names: dict[tuple[Any, Port], str] = {}
         with self.envoy.trace(*args, **kwargs) as tracer:
-            cache = tracer.cache(self.job.sites, **self._settings)
+            cache = tracer.cache(job.sites, **self._settings)
             cache._reports = False
             run = tracer.model_run
-            left = {(key, port) for key in cache._keys for port in self.job.ports}
+            for site in cache._outline.sites.values():
+                if site.key in cache._keys:
+                    names |= {(site.key, port): f"{site.path}.{port}" for port in job.ports}
 
-            def enough(visit: Visit) -> None:
-                left.discard((visit.key, visit.port))
-                if stop and not left:  # what comes after the last site need not be computed
+            def take(visit: Visit) -> None:
+                name = names[visit.key, visit.port]
+                value = cache._values[visit.port][visit.key].pop(visit.number)
+                if name in found:
+                    raise _repeated(name)
+                tensor = next(trees.tensors(value), None)
+                if tensor is None:
+                    raise InputError(f"`{spell(name)}` gives {trees.describe(value)}: no tensor to record.")
+                taken = batch.take(name, tensor)
+                kept = taken.to(device="cpu", dtype=job.dtype if taken.is_floating_point() else None)
+                found[name] = kept.clone() if shares(kept, tensor) else kept
+                if known and len(found) == len(names):  # what comes after the last site need not be computed
                     run.stopped = True
                     raise RunEnded
 
-            for port in self.job.ports:
-                run.record(cache._keys, port, enough)
-        sites = {site.key: site for site in cache._outline.sites.values() if site.key in cache._keys}
-        for site in sites.values():
-            for port in self.job.ports:
-                held = cache._values[port].get(site.key, {})
-                if len(held) != 1:
-                    raise _visited(site.at(port), len(held))
-                (value,) = held.values()
-                tensor = next(trees.tensors(value), None)
-                if tensor is None:
-                    raise InputError(f"{site.at(port)} gives {trees.describe(value)}: no tensor to record.")
-                yield f"{site.path}.{port}", tensor
-
-    def _take(self, name: str, value: torch.Tensor, rows: list[Row], kwargs: dict[str, Any]) -> torch.Tensor:
-        """The kept positions of some rows, one after the other; whole rows where there are no positions."""
-        if self.job.by == "row" and not self.envoy._pads and self.job.positions is None:
-            if value.shape[:1] != (len(rows),):
-                raise InputError(
-                    f"`{spell(name)}` gives {trees.describe(value)} for {len(rows)} rows: not `batch ...`."
+            for port in job.ports:
+                run.record(cache._keys, port, take)
+        for name in names.values():
+            if name not in found:
+                raise NotReachedError(
+                    f"`{spell(name)}` was not reached for every row.\nRecord sites that each forward comes past."
                 )
-            return value
-        width = self._width(rows, kwargs)
-        if value.shape[:1] == (len(rows) * width,) and value.shape[:2] != (len(rows), width):
-            value = value.reshape(len(rows), width, *value.shape[1:])
-        if value.shape[:2] != (len(rows), width):
-            raise InputError(
-                f"`{spell(name)}` gives {trees.describe(value)} for {len(rows)} rows of {width} positions: not "
-                "`batch pos ...`.\nLeave it out, or record it in a trace, with `tracer.cache(...)`."
-            )
-        if all(len(row.kept) == width for row in rows):
-            flat = value.flatten(0, 1)
-        else:
-            at, columns = self._places(rows, kwargs)
-            flat = value[at.to(value.device), columns.to(value.device)]
-        if self.job.by == "token" or self.job.single:
-            return flat
-        count = len(rows[0].kept)
-        other = next((row for row in rows if len(row.kept) != count), None)
-        if other is not None:
-            raise InputError(
-                f"Row {rows[0].number} has {count} positions and row {other.number} has {len(other.kept)}.\n"
-                'Keep rows of different lengths with `by="token"`, or choose `positions=`.'
-            )
-        return flat.reshape(len(rows), count, *flat.shape[1:])
-
-    def _width(self, rows: list[Row], kwargs: dict[str, Any]) -> int:
-        mask = kwargs.get("attention_mask")
-        if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-            return mask.shape[1]
-        return max(len(row.real) for row in rows)
-
-    def _places(self, rows: list[Row], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the kept positions are in the batch: its rows, its columns."""
-        mask = kwargs.get("attention_mask")
-        padded = isinstance(mask, torch.Tensor) and mask.ndim == 2
-        real = [mask[n].nonzero().flatten().tolist() if padded else row.real for n, row in enumerate(rows)]  # type: ignore[index]
-        columns = [real[n][at] for n, row in enumerate(rows) for at in row.kept]
-        at = [n for n, row in enumerate(rows) for _ in row.kept]
-        return torch.tensor(at, dtype=torch.long), torch.tensor(columns, dtype=torch.long)
+        return {name: found[name] for name in names.values()}
 
     # -- a file's rows -------------------------------------------------------------------------------------------
 
@@ -247,12 +270,8 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
 
 
-def _visited(where: str, count: int) -> Exception:
-    if count == 0:
-        return NotReachedError(
-            f"{where} was not reached for every row.\nRecord sites that each forward comes past."
-        )
+def _repeated(name: str) -> InputError:
     return InputError(
-        f"{where} is called {count} times in a forward, and a recording keeps one value of it a row.\n"
+        f"`{spell(name)}` is called several times in a forward, and a recording keeps one value of it a row.\n"
         "Record another site, or each visit in a trace, with `tracer.cache(...)`."
     )
