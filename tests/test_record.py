@@ -367,12 +367,16 @@ def test_an_array_in_one_file_is_a_view_of_it(model: il.Model, tmp_path: Path) -
 
 
 def test_sites_have_short_names_and_misses_name_the_nearest(acts: il.Recording) -> None:
-    for name in ("model.h.1.output", "h.1.output", "h[1]", "model.h[1]"):
+    for name in ("model.h.1.output", "h.1.output", "h[1]", "model.h[1]", "1"):
         assert acts[name].name == "model.h.1.output"
         assert name in acts
     with pytest.raises(CacheMissError, match=r"There is no `h\.2`"):
         acts["h.2"]
     assert "h.2" not in acts
+    with pytest.raises(
+        CacheMissError, match=r"may be `model\.h\.0\.output` or `model\.h\.1\.output`: say more"
+    ):
+        acts["output"]
     with pytest.raises(IndexError, match="has 40 rows, so no row 40"):
         acts.row(40)
     assert torch.equal(acts.row(-1)["pos"], acts.row(39)["pos"])

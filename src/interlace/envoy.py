@@ -350,7 +350,7 @@ class Envoy:
             >>> model = il.demo_model()
             >>> acts = model.record(["The capital of France is", "Rome is in"], "h.*.mlp", "acts")
             >>> acts["transformer.h.0.mlp"].axes, acts["row"][:].bincount()
-            (('token', 'd_model'), tensor([5, 3]))
+            (('token', 'd_model'), tensor([5, 6]))
         """
         several = positions is not None and not isinstance(positions, slice)
         chosen = by or ("token" if self._pads and not several else "row")

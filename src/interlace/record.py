@@ -96,11 +96,12 @@ def _run(envoy: "Envoy", rows: Rows, job: Job, shards: Shards, batch_size: int, 
         for held in files(_with(ahead, left), lambda row: one * runner.items(row), shard_bytes, batch_size):
             tensors = runner.file(held, tell)
             done["rows"], done["last"] = held[-1].number + 1, held[-1].digest
-            done["batch_size"], done["complete"] = runner.size, False
+            done["batch_size"], done["complete"] = runner.size, done["rows"] == rows.count
             about = {"first_row": held[0].number, "rows": len(held), "items": len(tensors["row"])}
             shards.add(tensors, {}, about)
-    done["complete"] = True
-    shards.save()
+    if not done["complete"]:  # a dataset that does not tell how long it is
+        done["complete"] = True
+        shards.save()
 
 
 def _with(first: Row, rest: Iterator[Row]) -> Iterator[Row]:

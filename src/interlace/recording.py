@@ -173,14 +173,17 @@ class Recording(Mapping[str, Labelled]):
 
     def __getitem__(self, site: str) -> Labelled:
         path = dotted(site)
-        root = str(self._shards.settings.get("root", "model"))
-        for name in (path, f"{root}.{path}", f"{path}.output", f"{root}.{path}.output"):
-            for held in (self._arrays, self._beside):
-                if name in held:
-                    return held[name]
-        raise CacheMissError(
-            f"There is no `{site}` in {self.folder}.{nearest(path, [*self._arrays, *self._beside])}"
-        )
+        known = {**self._arrays, **self._beside}
+        for name in (path, f"{path}.output"):
+            found = (
+                [known[name]] if name in known else [known[one] for one in known if one.endswith(f".{name}")]
+            )
+            if len(found) == 1:
+                return found[0]
+            if found:
+                several = " or ".join(f"`{array.name}`" for array in found[:3])
+                raise CacheMissError(f"`{site}` in {self.folder} may be {several}: say more of the path.")
+        raise CacheMissError(f"There is no `{site}` in {self.folder}.{nearest(path, known)}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
