@@ -55,7 +55,8 @@ def attempt(model: il.Model, folder: Path, stream: bool, after: int) -> bool:
     if child == 0:
         wrap = dying(after)
         recorder.Runner.flat = wrap(recorder.Runner.flat)  # type: ignore[method-assign]
-        shards.save_file = wrap(shards.save_file)
+        writing: Any = shards
+        writing.save_file = wrap(writing.save_file)
         os.fsync = wrap(os.fsync)
         Path.replace = wrap(Path.replace)  # type: ignore[method-assign]
         try:

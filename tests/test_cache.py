@@ -558,7 +558,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
             pytest.raises(RecordingError, match=f"was begun with `{name}`"),
             model.trace(torch.ones(1, 3)) as tracer,
         ):
-            tracer.cache(to=tmp_path, **settings)  # type: ignore[arg-type]
+            tracer.cache(to=tmp_path, **settings)
     with pytest.raises(RecordingError, match="holds a cache, not a recording"):
         il.Recording(tmp_path)
     with pytest.raises(RecordingError, match=r"has no index\.json"):

@@ -28,7 +28,8 @@ def alone(model: Any, name: str, text: str) -> torch.Tensor:
     """What the last block gives for one prompt by itself: `pos d_model`."""
     with torch.no_grad(), model.trace(text):
         found = model.get(tiny.BLOCKS[name])[1].output
-    return (found[0] if isinstance(found, tuple) else found)[0]
+    hidden: torch.Tensor = found[0] if isinstance(found, tuple) else found
+    return hidden[0]
 
 
 def test_what_is_recorded_of_a_prompt_is_what_it_gives_alone(model: Any, name: str, tmp_path: Path) -> None:
