@@ -55,8 +55,7 @@ def attempt(model: il.Model, folder: Path, stream: bool, after: int) -> bool:
     if child == 0:
         wrap = dying(after)
         recorder.Runner.flat = wrap(recorder.Runner.flat)  # type: ignore[method-assign]
-        writing: Any = shards
-        writing.save_file = wrap(writing.save_file)
+        shards.write_tensors = wrap(shards.write_tensors)
         os.fsync = wrap(os.fsync)
         Path.replace = wrap(Path.replace)  # type: ignore[method-assign]
         try:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import interlace as il
 from interlace import record
@@ -107,7 +108,7 @@ def test_rows_are_tensors_tuples_and_mappings(tmp_path: Path) -> None:
     model, x, y = il.Model(Two()), torch.randn(4, 2), torch.randn(4, 2)
     rows: dict[str, Any] = {
         "tuples": list(zip(x, y, strict=True)),
-        "dataset": torch.utils.data.TensorDataset(x, y),
+        "dataset": TensorDataset(x, y),
         "mappings": [{"x": a, "y": b} for a, b in zip(x, y, strict=True)],
         "numbers": [(a.tolist(), b.numpy()) for a, b in zip(x, y, strict=True)],
     }
@@ -213,7 +214,7 @@ def test_another_error_is_the_models_own(tmp_path: Path) -> None:
         (Transformer, [], {}, InputError, "The dataset has no rows"),
         (Transformer, iter([]), {}, InputError, "The dataset has no rows"),
         (Transformer, [object()], {}, InputError, "A row of a dataset is a tensor.*not object"),
-        (Transformer, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(ids())), {}, InputError, r"give its `\.dataset`"),
+        (Transformer, DataLoader(TensorDataset(ids())), {}, InputError, r"give its `\.dataset`"),
         (Looped, torch.randn(2, 3), {"sites": "block"}, InputError, "is called several times in a forward"),
         (Odd, torch.randn(2, 3), {"sites": "dead"}, NotReachedError, "was not reached for every row"),
         (Odd, torch.randn(2, 3), {"sites": "silent"}, InputError, "gives None: no tensor to record"),

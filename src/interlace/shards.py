@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from interlace.errors import RecordingError
 
@@ -45,6 +43,8 @@ class Shard:
             raise RecordingError(
                 f"{path} is damaged: it has {size:,} bytes and had {entry['bytes']:,}. {_REMEDY}"
             )
+        from safetensors import SafetensorError, safe_open  # when a folder is opened: importing stays quick
+
         try:
             file: Any = safe_open(str(path), framework="pt")
         except (SafetensorError, OSError) as error:
@@ -201,7 +201,7 @@ class Shards:
         """
         path = self.folder / f"{len(self.entries):05d}.safetensors"
         temporary = path.with_suffix(".tmp")
-        save_file(dict(tensors), str(temporary), metadata={"notes": json.dumps(notes)})
+        write_tensors(temporary, tensors, notes)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         entry = {"file": path.name, "bytes": temporary.stat().st_size, "crc32": checksum(temporary), **about}
@@ -238,6 +238,13 @@ class Shards:
         """
         entry = self.entries[at]
         return Shard(self.folder / entry["file"], entry)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, Any]) -> None:
+    """Write one file, without regard to what happens on the way."""
+    from safetensors.torch import save_file  # likewise
+
+    save_file(dict(tensors), str(path), metadata={"notes": json.dumps(notes)})
 
 
 def checksum(path: Path) -> int:
