@@ -47,6 +47,7 @@ class Cache(Mapping[str, Cached]):
         self._ports = ports
         self._spill: Spill | None = None
         self._keys: Container[Any] = frozenset()
+        self._on_the_way: set[str] = set()
         self._listed: dict[str, list[Site]] = {}
         self._values: dict[Port, Values] = {"input": defaultdict(dict), "output": defaultdict(dict)}
         self._run: weakref.ref[Run] | None = None
@@ -69,6 +70,7 @@ class Cache(Mapping[str, Cached]):
             if self._outline.fused:
                 self._unfuse(trace, wanted)
         self._keys = keys
+        self._on_the_way.clear()
         for port in self._ports:
             run.record(keys, port, self._recorder(port))
         self._run = weakref.ref(trace.model_run)
@@ -150,10 +152,15 @@ class Cache(Mapping[str, Cached]):
 
     def _shows(self, path: str) -> bool:
         """Whether anything was to be recorded there or below."""
-        return any(
-            (held == path or held.startswith(path + ".")) and site.key in self._keys
-            for held, site in self._outline.sites.items()
-        )
+        site = self._outline.sites.get(path)
+        if site is not None and site.key in self._keys:
+            return True
+        if not self._on_the_way:
+            for listed, one in self._outline.sites.items():
+                while one.key in self._keys and listed not in self._on_the_way:
+                    self._on_the_way.add(listed)
+                    listed = listed.rpartition(".")[0]
+        return path in self._on_the_way
 
     def _where(self) -> str:
         run = self._run() if self._run is not None else None
@@ -194,6 +201,9 @@ class Cache(Mapping[str, Cached]):
         if not isinstance(key, str):
             found: Cached = self._root()[key]
             return found
+        site = self._outline.sites.get(key)
+        if site is not None and site.key in self._keys:
+            return Cached(self, key)
         path = self._outline.resolve(key)
         if path is None:
             names = [name for path in self._outline.sites for name in (path, path.partition(".")[2])]

@@ -61,7 +61,10 @@ class Cached:
         return self._own("visits") or [CachedVisit(self, number) for number in self._numbers()]
 
     def _own(self, name: str) -> "Cached | None":
-        path = self._cache._outline.child(self._path, name)
+        outline = self._cache._outline
+        if name not in outline.children.get(self._path, ()) and not outline.aliases:
+            return None
+        path = outline.child(self._path, name)
         return None if path is None else self._at(path)
 
     def _numbers(self) -> list[int]:
@@ -71,8 +74,9 @@ class Cached:
         held = self._cache._of(self._path, port)
         if not held:
             raise self._missing(port)
-        values = [self._value(held[number], name) for number in sorted(held)]
-        return values[0] if len(values) == 1 else values
+        if len(held) == 1:
+            return self._value(next(iter(held.values())), name)
+        return [self._value(held[number], name) for number in sorted(held)]
 
     def _value(self, held: Any, name: str) -> Any:
         value = self._cache._load(held)
