@@ -1,6 +1,8 @@
 """Caches: what many sites gave, recorded as the model goes on, and walked like the model (S-84)."""
 
+import copy
 import gc
+import pickle
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -469,8 +471,28 @@ def test_a_run_that_was_stopped_or_failed_reports_nothing() -> None:
     with pytest.raises(ArithmeticError), model.trace(torch.ones(1, 3), fail=True) as tracer:
         failed = tracer.cache([model.fails, model.inner])
     assert failed.inner.output.shape == (1, 3)
-    with pytest.raises(NotReachedError, match="the run failed"):
+    with pytest.raises(NotReachedError, match="the run ended with an error"):
         failed.fails.output  # noqa: B018
+
+
+def test_a_block_that_raises_keeps_what_was_recorded(model: il.Model) -> None:
+    def failing() -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError), model.trace(ids()) as tracer:  # noqa: PT012
+        cache = tracer.cache("mlp")
+        model.h[0].output  # noqa: B018
+        failing()
+    assert list(cache) == ["model.h.0.mlp"]
+    with pytest.raises(NotReachedError, match="the run ended with an error"):
+        cache.h[1].mlp.output  # noqa: B018
+
+
+def test_a_cache_can_be_copied_and_pickled(model: il.Model) -> None:
+    with model.trace(ids()) as tracer:
+        cache = tracer.cache("mlp", clone=True)
+    for other in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        assert torch.equal(other.layers[1].mlp.output, cache.h[1].mlp.output)
 
 
 def test_a_warning_that_is_an_error_leaves_nothing_behind() -> None:

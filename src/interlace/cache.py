@@ -43,7 +43,7 @@ class Cache(Mapping[str, Cached]):
     def __init__(self, outline: Outline, wanted: list[Wanted], keep: Keep, ports: tuple[Port, ...]) -> None:
         self._outline = outline
         self._wanted = wanted
-        self._keep = keep
+        self._keep: Keep | None = keep
         self._ports = ports
         self._spill: Spill | None = None
         self._keys: Container[Any] = frozenset()
@@ -83,8 +83,9 @@ class Cache(Mapping[str, Cached]):
 
     def _recorder(self, port: Port) -> Any:
         values, keep = self._values[port], self._keep
+        assert keep is not None
         if self._spill is not None:
-            return self._spiller(port)
+            return self._spiller(port, keep, self._spill)
         if port == "output":
 
             def record(visit: Visit) -> None:
@@ -97,9 +98,8 @@ class Cache(Mapping[str, Cached]):
 
         return record
 
-    def _spiller(self, port: Port) -> Any:
-        values, keep, spill = self._values[port], self._keep, self._spill
-        assert spill is not None
+    def _spiller(self, port: Port, keep: Keep, spill: Spill) -> Any:
+        values = self._values[port]
         before = {key: len(held) for key, held in values.items()}
         paths = {site.key: site.path for site in self._outline.sites.values()}
 
@@ -113,15 +113,16 @@ class Cache(Mapping[str, Cached]):
     def _close(self, run: Any, whole: bool) -> None:
         """The trace is over. Report what was listed and never reached, unless the run was cut short."""
         self._run = None
-        failed = run is None or run.failed is not None or not whole
-        self._over = (
-            "the run failed" if failed else "the run was stopped" if run.stopped else "the model has finished"
-        )
+        stopped = run is not None and run.stopped
+        self._over = "the model has finished" if whole else "the run ended with an error"
+        if whole and stopped:
+            self._over = "the run was stopped"
+        self._keep = None  # so that a cache can be pickled
         unreached = [wanted.said for wanted in self._wanted if wanted.said and not self._reached(wanted)]
         self._wanted = [Wanted(wanted.said) for wanted in self._wanted]  # operations know modules
         if self._spill is not None:
-            self._spill.end(whole=not failed)
-        if unreached and self._reports and not failed and not run.stopped:
+            self._spill.end(whole)
+        if unreached and self._reports and whole and not stopped:
             some = ", ".join(unreached[:4]) + (
                 f" and {len(unreached) - 4} more" if len(unreached) > 4 else ""
             )
