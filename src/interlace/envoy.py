@@ -17,6 +17,7 @@ from torch import nn
 from interlace import calls, edit
 from interlace.batch import concatenate
 from interlace.errors import InterlaceWarning, NameMissError, OutsideTraceError, nearest
+from interlace.explain import Plan
 from interlace.frames import with_follows
 from interlace.rename import Aliases, Names
 from interlace.repr import show
@@ -292,6 +293,30 @@ class Envoy:
         with scan:
             pass
         return scan.again()
+
+    def explain(self, *args: Any, fn: str | Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+        """What a block asks for, what that costs, and whether it works, before anything runs.
+
+        `model.explain(function, x)` takes a function of this envoy, or of it and the trace;
+        `with model.explain(x) as plan:` stands over a block. Both run under a scan of `x`.
+
+        Returns:
+            A plan: `requests` (each with its shape, dtype, device and bytes), `works`, `problems`, `order`,
+            `kept_bytes`, `peak_bytes`. Its `repr` is a table.
+
+        Raises:
+            InputError: There is nothing to run on.
+            ScanError: The model branches on the values of tensors.
+
+        Example:
+            >>> model = Envoy(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+            >>> plan = model.explain(lambda model: (model[1].output, model[0].output), torch.ones(1, 2))
+            >>> plan.works, [request.site for request in plan.order]
+            (False, ['model[0].output', 'model[1].output'])
+        """
+        if args and callable(args[0]) and not isinstance(args[0], (torch.Tensor, nn.Module)):
+            return Plan(self, fn, args[1:], kwargs).run_function(args[0])
+        return Plan(self, fn, args, kwargs)
 
     def interleave(self, fn: str | Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
         """Run `fn` (a method name or a callable) once, without a block, through the preparation of inputs."""

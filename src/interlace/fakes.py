@@ -11,7 +11,7 @@ that a branch on a mask is the one that a real run takes. Knows nothing of model
 import linecache
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -61,9 +61,34 @@ _WRITES = frozenset({
     "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__",
     "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
 })  # fmt: skip
+_STRICT = frozenset({"grouped_mm", "_grouped_mm"})
+"""Operations for which torch has a rule of shapes in bfloat16 alone, though they take other dtypes."""
+
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _HERE = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
+
+
+class _Mode(FakeTensorMode):
+    """torch's mode, whose own operations on meta tensors are not ours to change.
+
+    They would be where an operation does not come by way of a function mode: in a backward pass, in `vmap`.
+
+    Attributes:
+        made: Called with what each operation gives.
+    """
+
+    made: Callable[[torch.Tensor], None] | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> object:
+        with torch._C.DisableTorchFunction():
+            result = super().__torch_dispatch__(func, types, args, kwargs or {})
+            if self.made is not None:
+                for tensor in _tensors(result):
+                    self.made(tensor)
+        return result
 
 
 class Fakes(TorchFunctionMode):
@@ -82,7 +107,7 @@ class Fakes(TorchFunctionMode):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = _Mode(allow_non_fake_inputs=True)
         self.device = device
         self._real = _is_here(device)
         self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -147,13 +172,18 @@ class Fakes(TorchFunctionMode):
         plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) or isinstance(tensor, FakeTensor)
         if not plain or tensor.layout != torch.strided or tensor.is_quantized:
             return self.mode.from_tensor(tensor)
-        with self.mode, torch.inference_mode(False):
-            fake = torch.empty_strided(
-                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self._place(tensor)
-            )
+        fake = self._empty(tensor, self._place(tensor))
         if isinstance(tensor, torch.nn.Parameter):
             fake = torch.nn.Parameter(fake, tensor.requires_grad)
         return fake if fake.requires_grad == tensor.requires_grad else fake.requires_grad_()
+
+    def _empty(self, like: torch.Tensor, device: torch.device) -> torch.Tensor:
+        made, self.mode.made = self.mode.made, None
+        try:
+            with self.mode, torch.inference_mode(False):
+                return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=device)
+        finally:
+            self.mode.made = made
 
     def _place(self, tensor: torch.Tensor) -> torch.device:
         return self.device if tensor.device.type == "meta" else tensor.device
@@ -174,8 +204,7 @@ class Fakes(TorchFunctionMode):
         fake = self.fake(tensor)
         if fake.layout != torch.strided:
             return fake.detach()
-        with self.mode, torch.inference_mode(False):
-            return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=fake.device)
+        return self._empty(fake, fake.device)
 
     def settled(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor as anybody may see it: one that was written to, with what has no values, has none either."""
@@ -211,7 +240,8 @@ class Fakes(TorchFunctionMode):
         if self._known.get(id(copy)) is not copy:
             if not self._counts(tensor):
                 return None
-            copy = self._note(tensor.clone())
+            with unset_fake_temporarily():
+                copy = self._note(tensor.clone())
             self._copies[id(tensor)] = (tensor, copy)
         return None if copy.numel() > COUNTED or self._is_stale(copy) else copy
 
@@ -282,7 +312,7 @@ class Fakes(TorchFunctionMode):
         if name == "data_ptr":  # torch says 0; two views of one tensor must still be told from two tensors
             return args[0].untyped_storage()._cdata + args[0].storage_offset() * args[0].element_size()
         try:
-            return func(*args, **kwargs)
+            return _in_bfloat16(func, args, kwargs) if name in _STRICT else func(*args, **kwargs)
         except NO_VALUES as error:
             raise ScanError(said(error, name, _stack(sys._getframe(1)))) from None
         except (RuntimeError, TypeError) as error:
@@ -294,6 +324,11 @@ class Fakes(TorchFunctionMode):
         return tensor if _is_wrapped(tensor) else self.fake(self._true(tensor))
 
 
+def has_no_values(tensor: torch.Tensor) -> bool:
+    """Whether this is a tensor of a scan."""
+    return isinstance(tensor, FakeTensor)
+
+
 def active() -> bool:
     """Whether tensors have no values here and now."""
     return any(isinstance(mode, Fakes) for mode in function_modes())  # type: ignore[no-untyped-call]
@@ -302,6 +337,14 @@ def active() -> bool:
 def _is_here(device: torch.device) -> bool:
     kind = getattr(torch, device.type, None)
     return device.type == "cpu" or bool(kind is not None and kind.is_available())
+
+
+def _in_bfloat16(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+
+    given = next(tensor.dtype for tensor in _tensors((args, kwargs)) if tensor.is_floating_point())
+    return func(*_swap(args, cast), **_swap(kwargs, cast)).to(kwargs.get("out_dtype") or given)
 
 
 def _itself(tensor: torch.Tensor) -> torch.Tensor:

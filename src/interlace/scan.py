@@ -201,11 +201,12 @@ class Keep:
 
     def visit(self, visit: Visit) -> Visit:
         """A visit with such values."""
-        kept = Visit(visit.key, visit.number, self._value(visit.args), self._value(visit.kwargs))
-        kept.port, kept.result, kept.skipped = "output", self._value(visit.result), visit.skipped
+        kept = Visit(visit.key, visit.number, self.value(visit.args), self.value(visit.kwargs))
+        kept.port, kept.result, kept.skipped = "output", self.value(visit.result), visit.skipped
         return kept
 
-    def _value(self, value: Any) -> Any:
+    def value(self, value: Any) -> Any:
+        """Such a value."""
         return map_leaves(self._leaf, value)
 
     def _leaf(self, value: Any) -> Any:
@@ -223,7 +224,7 @@ class Keep:
         own = getattr(value, "__dict__", None)
         if not isinstance(own, dict) or type(value).__reduce_ex__ is not object.__reduce_ex__:
             return value
-        parts = {name: self._value(part) for name, part in own.items()}
+        parts = {name: self.value(part) for name, part in own.items()}
         if all(part is own[name] for name, part in parts.items()):
             return value
         copy = object.__new__(type(value))
