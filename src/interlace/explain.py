@@ -109,8 +109,6 @@ class Memory:
 
     def made(self, tensor: torch.Tensor) -> None:
         """An operation has given a tensor."""
-        if tensor.layout != torch.strided:
-            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._stores:
@@ -197,7 +195,12 @@ class Plan(Scan):
     def run_function(self, function: Callable[..., Any]) -> "Plan":
         """Run a function of the model, or of the model and the trace, as the block."""
         takes = inspect.signature(function).parameters.values()
-        both = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in takes) > 1
+        both = (
+            sum(
+                p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in takes
+            )
+            > 1
+        )
         with self:
             self.returned = function(self.model, self) if both else function(self.model)
         return self
@@ -266,7 +269,9 @@ class Plan(Scan):
 
     def _passed(self, site: Site, port: Port, error: OrderError) -> Visit | None:
         """A visit that has passed, as it was."""
-        number = next((n for key, n in self._gone if key == site.key and site.at(port, n) in str(error)), None)
+        number = next(
+            (n for key, n in self._gone if key == site.key and site.at(port, n) in str(error)), None
+        )
         if number is None:
             return None
         self._problem(error)
@@ -282,7 +287,12 @@ class Plan(Scan):
         where, line = site.at(port).strip("`"), _line(sys._getframe(2))
         block = worker.name if isinstance(worker, Worker) else ""
         asked = self.requests[-1] if self.requests else None
-        if asked is None or (asked.site, asked.visit, asked.line, asked.block) != (where, visit.number, line, block):
+        if asked is None or (asked.site, asked.visit, asked.line, asked.block) != (
+            where,
+            visit.number,
+            line,
+            block,
+        ):
             tick, stores = self._ticks.get((site.key, visit.number, port), -1), self._memory.behind(value)
             shown = Keep(fakes).value(_shown(value, port))
             asked = Request(where, visit.number, "read", shown, line, block, late, tick, stores)
@@ -330,7 +340,9 @@ class Plan(Scan):
         if any(request.late for request in self.requests):
             lines.append("An order that works: " + ", ".join(dict.fromkeys(map(str, self.order))) + ".")
         if any(request.late and request.kind != "read" for request in self.requests):
-            lines.append("If what is written late depends on what was read before it, it takes a second trace.")
+            lines.append(
+                "If what is written late depends on what was read before it, it takes a second trace."
+            )
         return "\n".join(lines)
 
 

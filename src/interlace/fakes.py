@@ -56,7 +56,9 @@ _FACTORIES = frozenset({
     torch.arange, torch.zeros, torch.ones, torch.full, torch.eye, torch.tensor, torch.as_tensor,
     torch.scalar_tensor, torch.tril_indices, torch.triu_indices,
 })  # fmt: skip
-_LARGER = frozenset({"repeat", "repeat_interleave", "tile", "one_hot", "pad", "new_zeros", "new_ones", "new_full"})
+_LARGER = frozenset(
+    {"repeat", "repeat_interleave", "tile", "one_hot", "pad", "new_zeros", "new_ones", "new_full"}
+)
 _WRITES = frozenset({
     "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__",
     "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
@@ -75,10 +77,15 @@ class _Mode(FakeTensorMode):
     They would be where an operation does not come by way of a function mode: in a backward pass, in `vmap`.
 
     Attributes:
-        made: Called with what each operation gives.
+        made: Called with what each operation gives, unless it is a view of a stand-in.
+        stores: The storages of stand-ins.
     """
 
     made: Callable[[torch.Tensor], None] | None = None
+
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self.stores: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
@@ -87,7 +94,8 @@ class _Mode(FakeTensorMode):
             result = super().__torch_dispatch__(func, types, args, kwargs or {})
             if self.made is not None:
                 for tensor in _tensors(result):
-                    self.made(tensor)
+                    if tensor.layout == torch.strided and tensor.untyped_storage()._cdata not in self.stores:
+                        self.made(tensor)
         return result
 
 
@@ -107,9 +115,10 @@ class Fakes(TorchFunctionMode):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self.mode = _Mode(allow_non_fake_inputs=True)
+        self.mode = _Mode()
         self.device = device
-        self._real = _is_here(device)
+        self._real = is_here(device)
+        self._under: FakeTensorMode | None = None
         self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._known: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
@@ -118,19 +127,29 @@ class Fakes(TorchFunctionMode):
     # -- on and off ------------------------------------------------------------------------------------------
 
     def __enter__(self) -> "Fakes":
-        self.mode.__enter__()
-        super().__enter__()
+        self._stand(lambda others: (*others, self))
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Leave the mode, wherever in the stack of modes it is: a generator may have been left meanwhile."""
-        now = ambient.read()
-        if isinstance(now, ambient.Ambient) and now.functions[-1:] != (self,):
-            functions = tuple(mode for mode in now.functions if mode is not self)
-            ambient.swap(now, replace(now, functions=(*functions, self)))
-        super().__exit__(None, None, None)
-        self.mode.__exit__(None, None, None)
+        """Leave, wherever in the stack of modes this is: generators are not always left in order."""
+        self._stand(lambda others: others)
         self.mode.allow_non_fake_inputs = False  # from now on torch says what is wrong with a mixture
+
+    def _stand(self, place: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
+        """Put this mode among the others, or take it out; of torch's fake modes only the topmost is on."""
+        now = ambient.full(ambient.read())
+        functions = place(tuple(mode for mode in now.functions if mode is not self))
+        fakes = [mode.mode for mode in functions if isinstance(mode, Fakes)]
+        others = [mode for mode in now.dispatches if isinstance(mode, FakeTensorMode)]
+        self._under = self._under or next((mode for mode in others if not isinstance(mode, _Mode)), None)
+        fake = fakes[-1] if fakes else self._under
+        dispatches = tuple(mode for mode in now.dispatches if not isinstance(mode, FakeTensorMode))
+        dispatches = dispatches if fake is None else (*dispatches, fake)
+        ambient.swap(now, replace(now, functions=functions, dispatches=dispatches))
+        avoids = fake is not None and fake.avoid_device_init
+        torch._C._set_only_lift_cpu_tensors(avoids)  # as torch's mode does when it is entered
+        if avoids:
+            torch._C._ensureCUDADeviceGuardSet()
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -152,7 +171,7 @@ class Fakes(TorchFunctionMode):
 
     def forget(self) -> None:
         """Hold no tensor any longer: neither the stand-ins nor what they stand for."""
-        for held in (self._fakes, self._copies, self._known, self.stale):
+        for held in (self._fakes, self._copies, self._known, self.stale, self.mode.stores):
             held.clear()
         converter = type(self.mode.fake_tensor_converter)
         self.mode.fake_tensor_converter = converter()
@@ -165,28 +184,31 @@ class Fakes(TorchFunctionMode):
             return tensor
         held = self._fakes.get(id(tensor))
         if held is None:
-            held = self._fakes[id(tensor)] = (tensor, self._make(tensor))
+            held = self._fakes[id(tensor)] = (tensor, fake := self._make(tensor))
+            if fake.layout == torch.strided:
+                self.mode.stores.add(fake.untyped_storage()._cdata)
         return held[1]
 
     def _make(self, tensor: torch.Tensor) -> torch.Tensor:
         plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) or isinstance(tensor, FakeTensor)
         if not plain or tensor.layout != torch.strided or tensor.is_quantized:
             return self.mode.from_tensor(tensor)
-        fake = self._empty(tensor, self._place(tensor))
-        if isinstance(tensor, torch.nn.Parameter):
-            fake = torch.nn.Parameter(fake, tensor.requires_grad)
-        return fake if fake.requires_grad == tensor.requires_grad else fake.requires_grad_()
+        device = self.device if tensor.device.type == "meta" else tensor.device
+        with self._aside():
+            fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+            if isinstance(tensor, torch.nn.Parameter):
+                return torch.nn.Parameter(fake, tensor.requires_grad)
+            return fake.requires_grad_(tensor.requires_grad)
 
-    def _empty(self, like: torch.Tensor, device: torch.device) -> torch.Tensor:
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """A time in which tensors are made that nobody's operations gave."""
         made, self.mode.made = self.mode.made, None
         try:
             with self.mode, torch.inference_mode(False):
-                return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=device)
+                yield
         finally:
             self.mode.made = made
-
-    def _place(self, tensor: torch.Tensor) -> torch.device:
-        return self.device if tensor.device.type == "meta" else tensor.device
 
     def given(self, tensor: torch.Tensor, moves: bool) -> torch.Tensor:
         """What the model gets for a tensor of its input; `moves` says whether it goes to where the model is."""
@@ -197,14 +219,18 @@ class Fakes(TorchFunctionMode):
             self._copies[id(tensor)] = (tensor, copy)
             return copy
         fake = self.fake(tensor)
-        return fake if not moves or fake.device == self.device else fake.to(self.device)
+        if not moves or fake.device == self.device:
+            return fake
+        with self.mode:
+            return fake.to(self.device)
 
     def kept(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the same shape, without history and with nothing behind it, which can outlive the scan."""
         fake = self.fake(tensor)
         if fake.layout != torch.strided:
             return fake.detach()
-        return self._empty(fake, fake.device)
+        with self._aside():
+            return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=fake.device)
 
     def settled(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor as anybody may see it: one that was written to, with what has no values, has none either."""
@@ -334,7 +360,8 @@ def active() -> bool:
     return any(isinstance(mode, Fakes) for mode in function_modes())  # type: ignore[no-untyped-call]
 
 
-def _is_here(device: torch.device) -> bool:
+def is_here(device: torch.device) -> bool:
+    """Whether tensors can be on a device of this machine."""
     kind = getattr(torch, device.type, None)
     return device.type == "cpu" or bool(kind is not None and kind.is_available())
 

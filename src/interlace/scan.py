@@ -5,7 +5,7 @@ leaves in the model is taken back; what every module was called with and gave st
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,10 @@ from torch import nn
 
 from interlace.calls import Function, Given, Input, prepared, resolve
 from interlace.errors import ScanError
-from interlace.fakes import NO_VALUES, Fakes, counting, said, unwound
+from interlace.fakes import NO_VALUES, Fakes, counting, is_here, said, unwound
 from interlace.site import Port, Visit
 from interlace.snapshot import Snapshot
+from interlace.tap import SLOT
 from interlace.trace import Trace
 from interlace.trees import map_leaves, map_tensors
 from interlace.workers import Worker
@@ -64,6 +65,7 @@ class Scan(Trace):
 
     _fakes: Fakes | None = None
     _before: Snapshot | None = None
+    _stance: Any = None
 
     def __init__(self, model: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._given = Faked(model, fn, args, kwargs)
@@ -87,6 +89,7 @@ class Scan(Trace):
             self._fakes = self._given.fakes = Fakes(_destination(self._tree))
             self._before = self._given.before = Snapshot(self._tree.taps().modules)
             self._fakes.__enter__()
+            self._stance = _uncompiled(self._tree.taps().modules)
         try:
             super().__enter__()
         except BaseException:
@@ -130,6 +133,8 @@ class Scan(Trace):
             self._tell(fakes)
         finally:
             fakes.__exit__()
+            if self._stance is not None:
+                self._stance.__exit__(None, None, None)
             fakes.forget()
             before.put_back()
             self._seen.clear()
@@ -161,6 +166,21 @@ def _on_models_side(call: Callable[[], Any]) -> Any:
         raise ScanError(said(error, str(getattr(error, "func", "")), unwound(error))) from None
 
 
+def _uncompiled(modules: Iterable[nn.Module]) -> Any:
+    """Have the compiled parts of a model run as they are written, as a compiler would trace this scan into them.
+
+    The setting is the process's: a second scan at a time leaves it to the first one.
+    """
+    slots = (module.__dict__.get(SLOT) for module in modules)
+    compiled = any(slot is not None and not hasattr(slot, "tap") for slot in slots)
+    compiled = compiled or any(hasattr(module, "_orig_mod") for module in modules)
+    if not compiled or not hasattr(torch.compiler, "set_stance"):
+        return None
+    from torch._dynamo import eval_frame  # heavy, and there already where something is compiled
+
+    return None if eval_frame._stance.stance == "force_eager" else torch.compiler.set_stance("force_eager")
+
+
 def _destination(tree: "Tree") -> torch.device:
     """Where a model is, or will be when it has its weights."""
     device = tree.device()
@@ -169,14 +189,12 @@ def _destination(tree: "Tree") -> torch.device:
     asked = getattr(tree.loader, "keywords", {}).get("device_map")
     if isinstance(asked, dict):
         asked = next(iter(asked.values()), None)
-    if isinstance(asked, str) and asked not in ("disk", *SPREAD):
-        return torch.device(asked)
-    if isinstance(asked, (int, torch.device)):
-        return torch.device(asked)
-    if asked in SPREAD and torch.cuda.is_available():
-        return torch.device("cuda", 0)
-    usual = torch.get_default_device()
-    return torch.device("cpu") if usual.type == "meta" else usual
+    if isinstance(asked, str) and asked in SPREAD:
+        asked = "cuda"
+    elif asked is None or asked == "disk":
+        asked = torch.get_default_device()
+    found = torch.device(asked)
+    return found if is_here(found) else torch.device("cpu")
 
 
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -232,5 +250,17 @@ class Keep:
         return copy
 
 
-ATOMS = (str, bytes, int, float, complex, type(None), type, nn.Module, FunctionType, torch.dtype, torch.device)
+ATOMS = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    type(None),
+    type,
+    nn.Module,
+    FunctionType,
+    torch.dtype,
+    torch.device,
+)
 """What holds no activations."""

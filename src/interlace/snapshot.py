@@ -115,7 +115,9 @@ def _caches(modules: list[nn.Module]) -> Iterator[Any]:
     """The `lru_cache`s beside the classes of a model, which its forwards may fill."""
     classes = {cls for kind in {type(module) for module in modules} for cls in kind.__mro__}
     beside = {cls.__module__ for cls in classes if not cls.__module__.startswith(("torch.", "builtins"))}
-    places = [vars(cls) for cls in classes] + [vars(sys.modules[name]) for name in beside if name in sys.modules]
+    places = [vars(cls) for cls in classes] + [
+        vars(sys.modules[name]) for name in beside if name in sys.modules
+    ]
     found: dict[int, Callable[..., Any]] = {}
     for place in places:
         for value in list(place.values()):
