@@ -15,12 +15,13 @@ from torch import nn
 
 from interlace.calls import Function, Given, Input, prepared, resolve
 from interlace.errors import ScanError
-from interlace.fakes import NO_VALUES, Fakes, counting, is_here, said, unwound
+from interlace.fakes import Fakes, counting, is_here
 from interlace.site import Port, Visit
 from interlace.snapshot import Snapshot
 from interlace.tap import SLOT
 from interlace.trace import Trace
 from interlace.trees import map_leaves, map_tensors
+from interlace.valueless import NO_VALUES, said, unwound
 from interlace.workers import Worker
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Scan(Trace):
         """Keep the first visit of every module: what it was called with, and what it gave."""
         self._seen.setdefault(visit.key, visit)
         fakes = self._fakes
-        if fakes is not None and fakes.stale:
+        if fakes is not None:
             visit.args, visit.kwargs = map_tensors(fakes.settled, (visit.args, visit.kwargs))
             visit.result = map_tensors(fakes.settled, visit.result)
 
