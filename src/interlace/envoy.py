@@ -187,7 +187,7 @@ class Envoy:
             if not self._tree.shapes or self._tree.busy:
                 self._tree.trace_for(frame, what)
             raise OutsideTraceError(
-                f"{what} was not reached by the last scan: the model did not call the module.\n"
+                f"{what} was not reached by the last scan: the model has not called the module to the end.\n"
                 f"Scan with an input for which it does, or the module itself: `{spell(self._path)}.scan(...)`."
             )
         return found  # type: ignore[no-any-return]

@@ -8,7 +8,9 @@ What a model counts out from its integers (token ids, masks, positions) is small
 that a branch on a mask is the one that a real run takes. Knows nothing of models.
 """
 
+import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -40,6 +42,7 @@ from interlace.valueless import NO_VALUES, VALUES, said, stack
 counting: ContextVar[bool] = ContextVar("counting", default=False)
 """Whether new tensors of integers are made for real: on the model's side, never in a block."""
 
+_torchs_log = logging.getLogger("torch._subclasses.fake_tensor")
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
@@ -90,19 +93,27 @@ class Fakes(TorchFunctionMode):
         self.mode = _Mode()
         self.device = device
         self.known = Known(is_here(device))
+        self._thread = 0
         self._under: FakeTensorMode | None = None
         self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     # -- on and off ------------------------------------------------------------------------------------------
 
     def __enter__(self) -> "Fakes":
+        self._thread = threading.get_ident()
         self._stand(lambda others: (*others, self))
+        _torchs_log.addFilter(self._is_news)
         return self
 
     def __exit__(self, *error: Any) -> None:
         """Leave, wherever in the stack of modes this is: generators are not always left in order."""
         self._stand(lambda others: others)
+        _torchs_log.removeFilter(self._is_news)
         self.mode.allow_non_fake_inputs = False  # from now on torch says what is wrong with a mixture
+
+    def _is_news(self, record: logging.LogRecord) -> bool:
+        """What torch logs of an operation that failed, it raises as well."""
+        return record.thread != self._thread
 
     def _stand(self, place: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
         """Put this mode among the others, or take it out; of torch's fake modes only the topmost is on."""

@@ -145,7 +145,7 @@ class Scan(Trace):
         if not self._seen:
             return
         tree, keep = self._tree, Keep(fakes)
-        kept = {key: keep.visit(visit) for key, visit in self._seen.items()}
+        kept = {key: keep.visit(visit) for key, visit in self._seen.items() if visit.port == "output"}
         top = self.model._path
         others = {
             path: visit

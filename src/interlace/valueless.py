@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-NO_VALUES = (UnsupportedFakeTensorException, DynamicOutputShapeException)
+NO_VALUES = (UnsupportedFakeTensorException, DynamicOutputShapeException, UnsupportedOperatorException)
 """What torch raises where values are needed."""
 
 VALUES = frozenset({
