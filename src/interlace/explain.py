@@ -171,6 +171,7 @@ class Plan(Scan):
         fakes = self._fakes
         if fakes is None:
             return
+        self._without_stale(visit, fakes)
         kept = Keep(fakes).visit(visit)  # and not the visit, whose values nobody may hold but the block
         self._ticks[visit.key, visit.number, visit.port] = len(self._ticks)
         self._gone[visit.key, visit.number] = kept
@@ -253,7 +254,7 @@ class Plan(Scan):
         last, self._last = self._last, None
         if last is not None:
             request, visit, port, value, versions = last
-            if request.kind == "read" and _value(visit, port) is not value:
+            if request.kind == "read" and not _same(_value(visit, port), value, port):
                 request.kind = "write"
             elif request.kind == "read" and _versions(value) != versions:
                 request.kind = "edit"
@@ -301,6 +302,10 @@ EXPECTED: tuple[type[InterlaceError], ...] = (OrderError, NotReachedError, Write
 
 def _value(visit: Visit, port: Port) -> Any:
     return visit.result if port == "output" else (visit.args, visit.kwargs)
+
+
+def _same(now: Any, then: Any, port: Port) -> bool:
+    return now is then if port == "output" else now[0] is then[0] and now[1] is then[1]
 
 
 def _shown(value: Any, port: Port) -> Any:

@@ -120,10 +120,13 @@ class Scan(Trace):
     def _record(self, visit: Visit) -> None:
         """Keep the first visit of every module: what it was called with, and what it gave."""
         self._seen.setdefault(visit.key, visit)
-        fakes = self._fakes
-        if fakes is not None:
-            visit.args, visit.kwargs = map_tensors(fakes.settled, (visit.args, visit.kwargs))
-            visit.result = map_tensors(fakes.settled, visit.result)
+        if self._fakes is not None:
+            self._without_stale(visit, self._fakes)
+
+    def _without_stale(self, visit: Visit, fakes: Fakes) -> None:
+        """Let nobody see values that are no longer right."""
+        visit.args, visit.kwargs = map_tensors(fakes.settled, (visit.args, visit.kwargs))
+        visit.result = map_tensors(fakes.settled, visit.result)
 
     def _leave(self) -> None:
         fakes, before = self._fakes, self._before
