@@ -226,12 +226,14 @@ class Plan(Scan):
             return None
         self._problem(error)
         gone, visit = self._gone[site.key, number], Visit(site.key, number, (), {})
+        if self._fakes is not None:
+            self._fakes.disown((gone.args, gone.kwargs, gone.result))
         visit.args, visit.kwargs, visit.result, visit.port = gone.args, gone.kwargs, gone.result, port
         return visit
 
     def _note(self, part: Trace, site: Site, port: Port, visit: Visit, late: bool) -> None:
         value = _value(visit, port)
-        worker = part._run
+        worker: Any = part._run  # a worker, where there are several blocks
         fakes = self._fakes
         assert fakes is not None
         where, line = site.at(port).strip("`"), _line(sys._getframe(2))

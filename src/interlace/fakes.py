@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.overrides import TorchFunctionMode
 from torch.overrides import _get_current_function_mode_stack as function_modes
 
-from interlace import ambient
+from interlace import ambient, trees
 from interlace.errors import ScanError
 from interlace.known import COUNTED, Known
 from interlace.torch_operations import (
@@ -46,7 +46,7 @@ _torchs_log = logging.getLogger("torch._subclasses.fake_tensor")
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
-class _Mode(FakeTensorMode):
+class _Mode(FakeTensorMode):  # type: ignore[no-untyped-call]  # torch types no `__init_subclass__`
     """torch's mode, whose own operations on meta tensors are not ours to change.
 
     They would be where an operation does not come by way of a function mode: in a backward pass, in `vmap`.
@@ -166,8 +166,7 @@ class Fakes(TorchFunctionMode):
         held = self._fakes.get(id(tensor))
         if held is None:
             held = self._fakes[id(tensor)] = (tensor, fake := self._make(tensor))
-            if fake.layout == torch.strided:
-                self.mode.stores.add(fake.untyped_storage()._cdata)
+            self.disown(fake)
         return held[1]
 
     def _make(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -210,6 +209,12 @@ class Fakes(TorchFunctionMode):
             return fake.detach()
         with self._aside():
             return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=fake.device)
+
+    def disown(self, value: Any) -> None:
+        """Count the tensors of a value, which lives as long as the scan, as nobody's operations' own."""
+        for tensor in trees.tensors(value):
+            if tensor.layout == torch.strided:
+                self.mode.stores.add(tensor.untyped_storage()._cdata)
 
     def settled(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor as anybody may see it: one that was written to, with what has no values, has none either."""

@@ -244,7 +244,7 @@ class Keep:
     def _object(self, value: Any) -> Any:
         """A copy of an object that holds tensors (a cache of keys and values), else the object itself."""
         own = getattr(value, "__dict__", None)
-        if not isinstance(own, dict) or type(value).__reduce_ex__ is not object.__reduce_ex__:
+        if not isinstance(own, dict):
             return value
         parts = {name: self.value(part) for name, part in own.items()}
         if all(part is own[name] for name, part in parts.items()):
