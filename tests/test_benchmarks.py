@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import memory, models, prompts, report, workloads
+from benchmarks import memory, models, prompts, recording, report, scans, workloads
 from benchmarks.adapters import OURS
 from benchmarks.aims import Aim, aim_of, ratio
 from benchmarks.measure import Contender, Cost, interleaved
@@ -115,3 +115,14 @@ def test_prompts_arrive_at_what_the_hooks_do() -> None:
             prompts.same(subject.blocks(sites), expected)
         assert "an edited model" in next(prompts.edit_rows(0.0))
     assert all(figure > 0 for figure in prompts.captures(50, fresh=1, repeats=1))
+
+
+def test_the_loop_that_recordings_are_measured_against_records_the_same() -> None:
+    loop, ours = recording.rates(MAKERS[1](), 40, 1)
+    assert len(loop) == len(ours) == 1
+
+
+def test_scans_are_timed_on_the_same_shapes() -> None:
+    lines = scans.text([MAKERS[1]()], 0.0).split("\n")
+    assert lines[0].count("|") == lines[2].count("|")
+    assert lines[2].startswith("| GPT-2, tiny, ")

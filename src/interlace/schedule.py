@@ -137,14 +137,14 @@ class Schedule:
             run = self.run
             self._ahead.add(worker)
             if run.passing is None:
-                run.after, run.passing = Everything(), {}
+                run.tally.after, run.passing = Everything(), {}
 
     def looked(self, worker: Worker) -> None:
         """The step has come."""
         self._ahead.discard(worker)
         if not self._ahead:
             run = self.run
-            run.after, run.passing = run._asked["output"], None
+            run.tally.after, run.passing = run._asked["output"], None
 
     def passed(self, key: Any, number: int) -> Visit | None:
         """A visit that passed while somebody looked ahead."""

@@ -54,11 +54,18 @@ class Served(Run):
             self.switch.end()
             self._release()
 
+    def ahead(self, site: Site, port: Port, number: int, inside: bool = True) -> bool:  # noqa: ARG002
+        """Like `Run.ahead`; everything reports, for other blocks may ask for more meanwhile."""
+        return super().ahead(site, port, number, inside=True)
+
     def end(self) -> None:
-        """Unwind the model, and forget blocks that were never started."""
-        if self.schedule is not None and not self.begun:
-            self.schedule._close()
+        """Unwind the model, and the blocks that it does not unwind because it was never started."""
+        schedule = self.schedule
+        if schedule is not None and not self.switch.started:
+            schedule._close()
         super().end()
+        if schedule is not None and self.switch.done:
+            schedule._close()  # for an interrupt that fell into it before
 
     def where(self) -> str:
         """Where the model is now, in words."""

@@ -7,7 +7,7 @@ own. To a block its worker looks like the `Run` of a trace that is its alone. Wh
 
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from interlace.errors import NotReachedError, OrderError, TraceError
@@ -144,6 +144,17 @@ class Worker:
 
         self.run.watch(key, port, narrowed)
 
+    def record(self, keys: Collection[Any], port: Port, recorder: Callable[[Any], None]) -> None:
+        """Have `recorder` called at every visit of these sites, with this block's rows. See `Run.record`."""
+        rows = self.rows
+        if rows is not None:
+            whole = recorder
+
+            def recorder(visit: Visit) -> None:
+                whole(RowVisit(visit, rows))
+
+        self.run.record(keys, port, recorder)
+
     def ask(self, site: Site, port: Port, number: int) -> Any:
         """Wait until the model reaches a visit. See `Run.ask`."""
         if self.side is not None:
@@ -191,7 +202,7 @@ class Worker:
         own: Any = visit if self.rows is None else RowVisit(visit, self.rows)
         return Past(own, site.at(port, number))
 
-    def ahead(self, site: Site, port: Port, number: int) -> bool:
+    def ahead(self, site: Site, port: Port, number: int, inside: bool = False) -> bool:  # noqa: ARG002
         """Wait like `ask`, and tell whether the visit came before the model ended."""
         schedule = self.schedule
         schedule.look_ahead(self)
