@@ -257,7 +257,7 @@ class LanguageModel(Model):
     def _finished(self, kwargs: Mapping[str, Any]) -> Finished | None:
         """Where the end of each row is noted, when several prompts are generated together."""
         run = carried()
-        if not isinstance(run, Served):
+        if not isinstance(run, Served) or fakes.active():
             return None
         given = (
             kwargs["eos_token_id"] if "eos_token_id" in kwargs else self._generation("eos_token_id", kwargs)
