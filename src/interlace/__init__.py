@@ -17,6 +17,7 @@ from interlace.envoy import Envoy
 from interlace.model import Model
 from interlace.saving import save
 from interlace.trace import Trace
+from interlace.version import __version__
 from interlace.views import view
 from interlace.writes import insist
 
@@ -24,13 +25,12 @@ if TYPE_CHECKING:
     from interlace.demo import demo_model
     from interlace.language import LanguageModel
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Envoy",
     "LanguageModel",
     "Model",
     "Trace",
+    "__version__",
     "config",
     "demo_model",
     "errors",

@@ -24,12 +24,13 @@ FUNCTION_FORM = "Give a function instead (a decorator or an argument): that need
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One captured block: what it was entered by, its name for that, and its statements."""
+    """One captured block: what it was entered by, its name for that, its statements, and the item that enters it."""
 
     statement: ast.With
     body: list[ast.stmt]
     bound_as: str | None
     text: str
+    item: int
 
 
 def find(frame: FrameType, remedy: str = FUNCTION_FORM) -> Block:
@@ -54,7 +55,7 @@ def find(frame: FrameType, remedy: str = FUNCTION_FORM) -> Block:
         statement = _parse(lines, start)
         if statement is not None and statement.lineno <= line <= _header_end(statement):
             text = "".join(lines[start : statement.end_lineno])
-            return _block(statement, _item(statement, code, offset), where, text)
+            return block_of(statement, _item(statement, code, offset), where, text)
     raise CaptureError(
         f"no `with` statement stands at {where}: has the file changed since it was loaded?\n{remedy}"
     )
@@ -112,7 +113,8 @@ def _item(statement: ast.With, code: CodeType, offset: int) -> int:
     return (len(entered) - 1) % len(statement.items)
 
 
-def _block(statement: ast.With, index: int, where: str, text: str) -> Block:
+def block_of(statement: ast.With, index: int, where: str, text: str) -> Block:
+    """The block that one item of a `with` statement enters."""
     target = statement.items[index].optional_vars
     if target is not None and not isinstance(target, ast.Name):
         raise CaptureError(f"the block at {where} must run later: bind it to a plain name after `as`.")
@@ -120,4 +122,4 @@ def _block(statement: ast.With, index: int, where: str, text: str) -> Block:
     rest = statement.items[index + 1 :]
     if rest:  # `with a, b:` is `with a:` around `with b:`
         body = [ast.copy_location(ast.With(items=rest, body=body), statement)]
-    return Block(statement, body, target.id if target is not None else None, text)
+    return Block(statement, body, target.id if target is not None else None, text, index)
