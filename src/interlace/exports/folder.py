@@ -53,7 +53,7 @@ class Place:
         if export_dir is None:
             export_dir = Path(config.cache_dir) / "exports"
         for what, text, parts in (("name", name, str(name).split("/")), ("variant", variant, [variant])):
-            if not isinstance(text, str) or not all(map(_is_folder, parts)):
+            if not all(map(_is_folder, parts)):
                 raise ExportError(
                     f"The {what} {text!r} is no name of a folder.\n"
                     "Write one like `steering`, without `..`, a leading dot or slash, or `\\`; "

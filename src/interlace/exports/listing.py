@@ -95,8 +95,8 @@ def _spelled(node: Any, manifest: dict[str, Any]) -> str:
     if kind == "function":
         return f"`{manifest['functions'][held]['name']}`"
     if kind in ("list", "tuple", "set", "frozenset"):
-        left, right = {"list": "[]", "tuple": "()"}.get(kind, "{}")
-        return f"{left}{', '.join(_spelled(part, manifest) for part in held)}{right}"
+        around = {"list": "[]", "tuple": "()"}.get(kind, "{}")
+        return f"{around[0]}{', '.join(_spelled(part, manifest) for part in held)}{around[1]}"
     if kind == "dict":
         return "{" + ", ".join(f"{key!r}: {_spelled(part, manifest)}" for key, part in held.items()) + "}"
     if kind in ("envoy", "module", "parameter", "tokenizer", "config"):

@@ -54,8 +54,9 @@ class File:
 
     def tables(self, tensor: Callable[[str], Any], resolve: Resolve) -> Tables:
         """What the functions and values are made from."""
-        parts = (self.manifest[name] for name in ("functions", "namespaces", "cells", "shared"))
-        return Tables(self.text, *parts, tensor, resolve)
+        functions, namespaces = self.manifest["functions"], self.manifest["namespaces"]
+        cells, shared = self.manifest["cells"], self.manifest["shared"]
+        return Tables(self.text, functions, namespaces, cells, shared, tensor, resolve)
 
     def imported(self, root: Any) -> list[Imported]:
         """The edits, to be stored in a model.

@@ -165,7 +165,7 @@ def _block(pack: Pack, edit: Edit, root: Any, modules: set[str]) -> dict[str, An
     source = dedent(lines, statement)
     code = run.function.__code__
     future = code.co_flags & FUTURE
-    entry = {
+    entry: dict[str, Any] = {
         "source": pack.add_source(source),
         "item": template.item,
         "owner": template.owner,

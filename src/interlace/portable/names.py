@@ -9,7 +9,6 @@ import sys
 import sysconfig
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -49,10 +48,9 @@ def name_of(value: object) -> str | None:
     homes = [
         name
         for name, module in list(sys.modules.items())
-        if isinstance(module, ModuleType)
-        and name != "__main__"
+        if name != "__main__"
         and is_name(name)
-        and vars(module).get(short) is value
+        and getattr(module, "__dict__", {}).get(short) is value
         and is_installed(getattr(module, "__file__", None) or "<frozen ")
     ]
     best = min(homes, key=lambda name: ("._" in f".{name}", name.count("."), name), default=None)

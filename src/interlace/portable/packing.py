@@ -24,7 +24,7 @@ class Pack:
     """One set of functions and values that travel together: what two of them share, they share elsewhere too.
 
     Args:
-        refer: Given a value and its name, the node of one that is named and not written down, such as a module of the model; else None.
+        refer: Given a value and its name, the node of a value that is named and not written down; else None.
 
     Attributes:
         functions: What is known of each function besides its source.

@@ -27,7 +27,7 @@ def simple(value: object) -> Node | None:
     """A value without parts, or None where it is no such value."""
     kind = type(value)
     if kind is int:
-        return value if abs(value) < 10**_DIGITS else {"int": hex(value)}  # type: ignore[arg-type, call-overload]
+        return value if abs(value) < 10**_DIGITS else {"int": hex(value)}  # type: ignore[arg-type]
     if kind is float:
         return value if math.isfinite(value) else {"float": repr(value)}  # type: ignore[arg-type]
     if kind is str:
@@ -98,7 +98,12 @@ def fill(node: dict[str, Node], value: Any, down: Down, name: str) -> None:
         )
 
 
-_MAPPINGS = {dict: "pairs", OrderedDict: "ordered", Counter: "counter", defaultdict: "default"}
+_MAPPINGS: dict[Any, str] = {
+    dict: "pairs",
+    OrderedDict: "ordered",
+    Counter: "counter",
+    defaultdict: "default",
+}
 
 EMPTY: dict[str, Callable[[Any], Any]] = {
     "list": lambda _: [],

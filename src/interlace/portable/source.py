@@ -6,6 +6,7 @@ import ast
 import linecache
 from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
+from typing import Any
 
 from interlace.errors import TravelError
 
@@ -72,8 +73,8 @@ def function_of(statement: ast.stmt) -> Function | None:
 
 def first_line(node: ast.AST) -> int:
     """Where a statement begins, its decorators included."""
-    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
-    return min(part.lineno for part in (node, *decorators))  # type: ignore[attr-defined]
+    parts: list[Any] = [node, *getattr(node, "decorator_list", ())]
+    return min(int(part.lineno) for part in parts)
 
 
 def source_of(function: FunctionType) -> str:
@@ -213,11 +214,15 @@ def _inside(code: CodeType) -> Iterator[CodeType]:
         yield from here
 
 
+_COMPARED = (
+    "co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_name",
+    "co_argcount", "co_posonlyargcount", "co_kwonlyargcount",
+)  # fmt: skip
+
+
 def same_code(one: CodeType, other: CodeType) -> bool:
     """Whether two code objects do the same, wherever they stand."""
-    names = ("co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_argcount")
-    names += ("co_posonlyargcount", "co_kwonlyargcount", "co_name")
-    if any(getattr(one, name) != getattr(other, name) for name in names):
+    if any(getattr(one, name) != getattr(other, name) for name in _COMPARED):
         return False
     if (one.co_flags ^ other.co_flags) & ~_NESTED or len(one.co_consts) != len(other.co_consts):
         return False

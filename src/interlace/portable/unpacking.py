@@ -129,7 +129,8 @@ class Unpack:
             filename=text.filename,
             flags=entry.get("future", 0),
         )
-        return code.replace(co_qualname=entry["qualname"]) if sys.version_info >= (3, 11) else code
+        named: dict[str, Any] = {"co_qualname": entry["qualname"]} if hasattr(code, "co_qualname") else {}
+        return code.replace(**named)
 
     def cell(self, number: int, *, fill: bool = True) -> CellType:
         """A cell by its number; `fill` puts its value in, once."""
@@ -209,7 +210,7 @@ class Check(Unpack):
 class _Stand:
     """Stands for a function or an object that is not made yet."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self) -> Any:
         raise AssertionError("nothing runs while a file is read")
 
 
