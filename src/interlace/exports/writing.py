@@ -126,15 +126,17 @@ def _pretty(node: Any, margin: str = "", *, ensure_ascii: bool) -> str:
 
 
 def _entry(pack: Pack, edit: Edit, root: Any, number: int, modules: set[str]) -> dict[str, Any]:
-    pack.reading(f"edit {number}")
     on = edit.path.partition(".")[2]
     modules.update({on} - {""})
     if edit.function is not None:
         first = len(pack.functions)
-        call = pack.value(edit.function, getattr(edit.function, "__name__", "the edit's function"))
+        pack.reading("")
+        name = getattr(edit.function, "__name__", None) or type(edit.function).__name__
+        call = pack.value(edit.function, name)
         for found in pack.functions[first : first + 1]:
             _note_function(edit, pack.sources[found["source"]], root, modules)
         return {"on": on, "call": call}
+    pack.reading(f"edit {number}")
     return {"on": on, "block": _block(pack, edit, root, modules)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from functools import partial
-from types import CellType, CodeType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from interlace.errors import TravelError
 from interlace.portable.names import is_installed, name_of
-from interlace.portable.plain import CONTAINERS, Node, fill, parts, simple
+from interlace.portable.plain import CONTAINERS, Node, context, fill, parts, simple
 from interlace.portable.source import FUTURE, global_names, owner, source_of
 from interlace.portable.tensors import Tensors
 
@@ -70,7 +70,7 @@ class Pack:
         if found is None and type(value) in CONTAINERS:
             found = self._container(value, name)
         if found is None:
-            found = self._refer(value, name)
+            found = self._refer(value, name) or context(value)
         if found is None:
             found = self._object(value, name)
         if found is None:
@@ -102,6 +102,8 @@ class Pack:
         if type(value) is partial:
             inside = (value.func, value.args, value.keywords)
             return {"partial": [self.value(part, name) for part in inside]}
+        if isinstance(value, MethodType) and isinstance(value.__func__, FunctionType):
+            return {"method": [self.value(value.__self__, f"{name}.__self__"), value.__name__]}
         if isinstance(value, enum.Enum):
             cls = self._named(type(value))
             return cls and {"object": f"{cls['object']}.{value.name}"}
@@ -213,10 +215,11 @@ class Pack:
         self._reader = reader
 
     def _refusal(self, value: object, name: str) -> TravelError:
-        kind = type(value)
+        kind = value if isinstance(value, type) else type(value)
         what = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+        what = f"the class {what}" if kind is value else f"a {what}"
         reader = f", which `{self._reader}` reads," if self._reader else ""
-        return TravelError(f"`{name}`{reader} cannot travel: it is a {what}{_why(value)}")
+        return TravelError(f"`{name}`{reader} cannot travel: it is {what}{_why(value)}")
 
 
 def _why(value: object) -> str:
@@ -233,7 +236,7 @@ def _why(value: object) -> str:
         )
     if isinstance(value, type):
         return (
-            f", the class `{value.__qualname__}` of {value.__module__}.\n"
+            ".\n"
             "A class travels by name, from a module that can be imported; or write what it does as a function."
         )
     if isinstance(value, ModuleType):

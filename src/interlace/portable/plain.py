@@ -69,6 +69,32 @@ def _sorted(values: Iterable[object], down: Down, name: str) -> list[Node]:
     return sorted((down(part, f"{name}{{...}}") for part in values), key=repr)
 
 
+def _context(value: Any) -> Node:
+    return value.mode if hasattr(value, "mode") else None
+
+
+_CONTEXTS = {
+    torch.no_grad: "no_grad",
+    torch.enable_grad: "enable_grad",
+    torch.inference_mode: "inference_mode",
+    torch.set_grad_enabled: "set_grad_enabled",
+}
+"""Contexts of torch, which functions are decorated with."""
+
+
+def context(value: object) -> Node | None:
+    """One of torch's contexts for gradients, or None where it is no such value."""
+    found = _CONTEXTS.get(type(value))
+    return None if found is None else {"context": [found, _context(value)]}
+
+
+def _made_context(held: Any, _: Up) -> Any:
+    name, mode = held
+    if name not in _CONTEXTS.values() or type(mode) not in (bool, type(None)):
+        raise ValueError(f"torch.{name} is no context for gradients")
+    return getattr(torch, name)(*() if mode is None else (mode,))
+
+
 CONTAINERS = (list, dict, set, bytearray, OrderedDict, Counter, defaultdict, deque)
 """Values that can change, and so may be one and the same in two places."""
 
@@ -156,6 +182,7 @@ READERS: dict[str, Callable[[Any, Up], Any]] = {
     "range": lambda held, _: range(*held),
     "constant": lambda held, _: {"...": ...}[held],
     "fraction": lambda held, _: Fraction(*(int(part, 16) for part in held)),
+    "context": _made_context,
     "dtype": _torch(torch.dtype),
     "device": lambda held, _: torch.device(held),
     "size": lambda held, _: torch.Size(held),

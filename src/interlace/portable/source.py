@@ -178,11 +178,16 @@ def compile_function(
     inner: ast.stmt = node if not isinstance(node, ast.Lambda) else ast.Expr(node)
     if owner is not None:
         inner = ast.ClassDef(name=owner, bases=[], keywords=[], body=[inner], decorator_list=[])
-    args = [ast.arg(name) for name in free if name != "__class__" or owner is None]
+    free = set(free)
+    args = [ast.arg(name) for name in sorted(free) if name != "__class__" or owner is None]
+    bound = sorted({getattr(inner, "name", None), getattr(node, "name", None)} - free - {None})
+    body: list[ast.stmt] = (
+        [ast.Global(bound), inner] if bound else [inner]
+    )  # else what it calls itself is free
     outer = ast.FunctionDef(
         name="_il_around_",
         args=ast.arguments([], args, None, [], [], None, []),
-        body=[inner],
+        body=body,
         decorator_list=[],
     )
     around = [outer] if imports is None else [imports, outer]

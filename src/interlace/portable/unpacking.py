@@ -56,6 +56,7 @@ class Unpack:
             "import": self._import,
             "object": self._object,
             "partial": self._partial,
+            "method": self._method,
             "tensor": tables.tensor,
             "shared": self._once,
         }
@@ -93,6 +94,10 @@ class Unpack:
     def _partial(self, held: list[Node]) -> Any:
         function, args, kwargs = (self.value(part) for part in held)
         return partial(function, *args, **kwargs)
+
+    def _method(self, held: list[Any]) -> Any:
+        node, name = held
+        return getattr(self.value(node), name)
 
     # -- functions ----------------------------------------------------------------------------------------
 
@@ -188,6 +193,13 @@ class Check(Unpack):
         if not is_name(inside):
             raise ValueError(f"{name!r} names no object")
         _check_package(home)
+        return _Stand()
+
+    def _method(self, held: list[Any]) -> Any:
+        node, name = held
+        if not is_name(name):
+            raise ValueError(f"{name!r} names no method")
+        self.value(node)
         return _Stand()
 
     def _make(self, number: int, entry: dict[str, Any]) -> Any:
