@@ -49,17 +49,8 @@ class Unpack:
         self._functions: dict[int, FunctionType] = {}
         self._namespaces: dict[int, dict[str, Any]] = {}
         self._cells: dict[int, CellType] = {}
-        self._shared: dict[int, Any] = {}
+        self._containers: dict[int, Any] = {}
         self._filled: set[tuple[str, int]] = set()
-        self._kinds: dict[str, Callable[[Any], Any]] = {
-            "function": self.function,
-            "import": self._import,
-            "object": self._object,
-            "partial": self._partial,
-            "method": self._method,
-            "tensor": tables.tensor,
-            "shared": self._once,
-        }
 
     def value(self, node: Node) -> Any:
         """The value of a node."""
@@ -75,15 +66,18 @@ class Unpack:
         reader = READERS.get(kind)
         if reader is not None:
             return reader(held, self.value)
-        own = self._kinds.get(kind)
-        return own(held) if own is not None else self._tables.resolve(kind, held)
+        own = _OWN.get(kind)
+        return getattr(self, own)(held) if own is not None else self._tables.resolve(kind, held)
 
-    def _once(self, number: int) -> Any:
-        if number not in self._shared:
+    def _tensor(self, name: str) -> Any:
+        return self._tables.tensor(name)
+
+    def _shared(self, number: int) -> Any:
+        if number not in self._containers:
             ((kind, held),) = _at(self._tables.shared, number).items()
-            self._shared[number] = EMPTY[kind](held)
-            refill(kind, self._shared[number], held, self.value)
-        return self._shared[number]
+            self._containers[number] = EMPTY[kind](held)
+            refill(kind, self._containers[number], held, self.value)
+        return self._containers[number]
 
     def _import(self, name: str) -> Any:
         return named(name)
@@ -101,7 +95,7 @@ class Unpack:
 
     # -- functions ----------------------------------------------------------------------------------------
 
-    def function(self, number: int) -> Any:
+    def _function(self, number: int) -> Any:
         """A function by its number."""
         made = self._functions.get(number)
         if made is None:
@@ -166,6 +160,10 @@ class Unpack:
         return names
 
 
+_OWN = {kind: f"_{kind}" for kind in ("function", "import", "object", "partial", "method", "tensor", "shared")}
+"""The methods that make what stands in the tables or has a name; not bound ones, which would be a cycle."""
+
+
 class Check(Unpack):
     """Goes through all that was written down as `Unpack` does, and makes, compiles and imports nothing.
 
@@ -176,13 +174,13 @@ class Check(Unpack):
         """Look at everything, wanted by somebody or not."""
         tables = self._tables
         for n in range(len(tables.functions)):
-            self.function(n)
+            self._function(n)
         for n in range(len(tables.namespaces)):
             self.namespace(n)
         for n in range(len(tables.cells)):
             self.cell(n)
         for n in range(len(tables.shared)):
-            self._once(n)
+            self._shared(n)
 
     def _import(self, name: str) -> Any:
         _check_package(name)
