@@ -15,7 +15,7 @@ from interlace.demo.report import page
 from interlace.demo.sentences import summary
 from interlace.demo.story import tell
 from interlace.errors import ExportError
-from interlace.exports import listing, read
+from interlace.exports import DEFAULT, MANIFEST, listing, read
 
 __all__ = ["main"]
 
@@ -57,7 +57,12 @@ def _demo(out: Path, folder: Path | None, *, show: bool) -> None:
 
 def _show(file: Path) -> int:
     """Print what a file of edits would do, without running any of it."""
+    if not file.exists():
+        print(f"There is no file or folder '{file}'.", file=sys.stderr)
+        return 1
     folder = file if file.is_dir() else file.parent
+    if not (folder / MANIFEST).exists() and (folder / DEFAULT).is_dir():
+        folder /= DEFAULT
     try:
         print(listing(read(folder)))
     except ExportError as error:

@@ -103,7 +103,11 @@ def test_models_of_every_kind(kind: str, tmp_path: Path) -> None:
         "transformer": (models.Transformer, models.ids(), lambda m: m.h[1].attn.proj.output.mul_(2)),
         "looped": (models.Looped, torch.ones(2, 3), lambda m: m.block.output.mul_(2)),
         "experts": (models.Experts, torch.randn(5, 3), lambda m: m.router.output[:, 1].add_(100)),
-        "encoder-decoder": (models.EncoderDecoder, torch.ones(2, 3), lambda m: m.encoder.output.hidden.add_(1)),
+        "encoder-decoder": (
+            models.EncoderDecoder,
+            torch.ones(2, 3),
+            lambda m: m.encoder.output.hidden.add_(1),
+        ),
         "tied": (models.Tied, torch.ones(2, 3), lambda m: m.a.output.mul_(2)),
         "bert": (models.Bert, torch.ones(2, 3), lambda m: m.attention.output.mul_(2)),
     }
@@ -111,7 +115,9 @@ def test_models_of_every_kind(kind: str, tmp_path: Path) -> None:
     with torch.no_grad():
         module = make()
         edited = il.Model(module).edit(change)
-        for found, expected in zip(_tensors(travelled(edited, tmp_path)(x)), _tensors(edited(x)), strict=True):
+        for found, expected in zip(
+            _tensors(travelled(edited, tmp_path)(x)), _tensors(edited(x)), strict=True
+        ):
             assert torch.equal(found, expected)
         assert not all(map(torch.equal, _tensors(edited(x)), _tensors(module(x))))
 
@@ -400,7 +406,9 @@ def test_tensors(model: il.Model, net: nn.Sequential, tmp_path: Path) -> None:
         assert type(found[name]) is type(expected), name
         if isinstance(expected, torch.Tensor):
             assert found[name].dtype == expected.dtype
-            assert torch.equal(found[name].double() if name == "small" else found[name], _plain(name, expected))
+            assert torch.equal(
+                found[name].double() if name == "small" else found[name], _plain(name, expected)
+            )
             assert found[name].requires_grad == (expected.requires_grad and expected.is_leaf), name
         else:
             assert np.array_equal(found[name], expected)

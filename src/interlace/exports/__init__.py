@@ -4,9 +4,9 @@ A folder holds `edits.py`, the source of every edit and of what it calls; `manif
 read, versions and hashes; and `tensors.safetensors`. Reading one runs nothing.
 """
 
-from interlace.exports.folder import DEFAULT, Place
+from interlace.exports.folder import DEFAULT, MANIFEST, Place
 from interlace.exports.listing import listing
 from interlace.exports.reading import File, read
 from interlace.exports.writing import export
 
-__all__ = ["DEFAULT", "File", "Place", "export", "listing", "read"]
+__all__ = ["DEFAULT", "MANIFEST", "File", "Place", "export", "listing", "read"]

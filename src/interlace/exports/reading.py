@@ -25,7 +25,7 @@ from interlace.exports.blocks import Block, recompiled
 from interlace.exports.folder import MANIFEST, SOURCE, TENSORS, content
 from interlace.exports.needs import walk
 from interlace.exports.writing import FORMAT, VERSION, digest
-from interlace.portable import Check, Tables, Text, Unpack
+from interlace.portable import Check, Tables, Text, Unpack, at
 from interlace.portable.tensors import Stored
 from interlace.portable.tensors import check as check_tensors
 
@@ -97,8 +97,10 @@ class File:
             return device if name == home or not _is_here(wanted) else wanted
 
         tensors = Stored(self.manifest["tensors"], self.stored, place)
-        unpack = Unpack(self.tables(tensors.get, lambda kind, held: self._resolve(root, kind, held)))
+        tables = self.tables(tensors.get, lambda kind, held: self._resolve(root, kind, held))
         try:
+            unpack = Unpack(tables)
+            unpack.fill()
             return [self._one(entry, unpack, root) for entry in self.manifest["edits"]]
         except ImportError as error:
             raise ExportError(f"The edits in {self.folder} need a package: {error}") from error
@@ -133,8 +135,8 @@ class File:
             for name, node in block["names"].items()
         }
         code = template.code
-        closure = tuple(unpack.cell(block["free"][name]) for name in code.co_freevars)
-        function = FunctionType(code, unpack.namespace(block["namespace"]), code.co_name, None, closure)
+        globals_, closure = unpack.namespaces[block["namespace"]], unpack.closure(code, block.get("free", {}))
+        function = FunctionType(code, globals_, code.co_name, None, closure)
         first = unpack.value(block["first"]) if "first" in block else None
         return Edit(path, None, template, names, Bound(function, first), self._origin())
 
@@ -200,6 +202,7 @@ def _identity(folder: Path) -> int | None:
 def _read(folder: Path) -> File:
     manifest = _manifest(folder)
     try:
+        _check_shape(manifest)
         described = {name: (about["bytes"], about["sha256"]) for name, about in manifest["files"].items()}
         if not {SOURCE} <= described.keys() <= {SOURCE, TENSORS}:
             raise ValueError("it lists other files than an export has")
@@ -252,6 +255,35 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+_SHAPE = {
+    "interlace": str, "python": str, "torch": str, "model": dict, "packages": list, "modules": list, "edits": list,
+    "functions": list, "namespaces": list, "cells": list, "shared": list, "tensors": dict, "files": dict,
+}  # fmt: skip
+
+
+def _check_shape(manifest: dict[str, Any]) -> None:
+    """Whether a manifest has the parts of one.
+
+    Raises:
+        ValueError: It does not.
+    """
+    for name, kind in _SHAPE.items():
+        if not isinstance(manifest.get(name), kind):
+            raise ValueError(f"the manifest has no {name}")
+    if manifest.keys() - _SHAPE.keys() - {"format", "version", "sha256"}:
+        raise ValueError("the manifest has parts that are not known")
+    if not all(map(references.is_path, manifest["modules"])):
+        raise ValueError("a module is no path")
+    texts = [
+        *manifest["packages"],
+        manifest["model"]["class"],
+        *(held["module"] for held in manifest["namespaces"]),
+    ]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a name is no text")
+    torch.device(manifest["model"]["device"])
+
+
 def _any(kind: str, held: Any) -> Any:
     """Without a model: whether a node is of a kind that a model can tell."""
     if kind not in references.KINDS or not (held is None or held == "" or references.is_path(held)):
@@ -269,7 +301,7 @@ def _check(file: File, resolve: Resolve) -> None:
     try:
         tables = file.tables(lambda name: manifest["tensors"][name]["kind"], resolve)
         check = Check(tables)
-        check.all()
+        check.fill()
         for entry in manifest["edits"]:
             if entry["on"]:
                 resolve("envoy", entry["on"])
@@ -298,9 +330,9 @@ def _check_block(block: dict[str, Any], file: File, check: Check) -> None:
         raise ValueError("a block is not described as blocks are")
     if not all(isinstance(name, str) for name in [*block["reads"], block["owner"] or ""]):
         raise ValueError("a block is not described as blocks are")
-    check.namespace(block["namespace"])
-    for cell in block.get("free", {}).values():
-        check.cell(cell)
+    at(check.namespaces, block["namespace"])
+    for number in block.get("free", {}).values():
+        at(check.cells, number)
     for node in (*block["names"].values(), block.get("first")):
         check.value(node)
 

@@ -52,10 +52,7 @@ def export(envoy: Any, place: Place) -> None:
 def _files(root: Any, edits: list[Edit]) -> dict[str, bytes]:
     pack = Pack(References(root))
     modules: set[str] = set()
-    try:
-        entries = [_entry(pack, edit, root, number, modules) for number, edit in enumerate(edits)]
-    except RecursionError as error:
-        raise TravelError("A value that an edit reads is nested too deeply to be written down.") from error
+    entries = [_entry(pack, edit, root, number, modules) for number, edit in enumerate(edits)]
     stored = pack.tensors.finish()
     text, lines = _composed(pack.sources, _titles(entries, pack.functions))
     for entry in (*pack.functions, *(entry["block"] for entry in entries if "block" in entry)):
@@ -133,6 +130,7 @@ def _entry(pack: Pack, edit: Edit, root: Any, number: int, modules: set[str]) ->
         pack.reading("")
         name = getattr(edit.function, "__name__", None) or type(edit.function).__name__
         call = pack.value(edit.function, name)
+        pack.finish()
         for found in pack.functions[first : first + 1]:
             _note_function(edit, pack.sources[found["source"]], root, modules)
         return {"on": on, "call": call}
@@ -192,6 +190,7 @@ def _block(pack: Pack, edit: Edit, root: Any, modules: set[str]) -> dict[str, An
     if code.co_freevars:
         entry["free"] = pack.free(code, run.function.__closure__ or ())
         entry["first"] = pack.value(run.first, "self")
+    pack.finish()
     _note_block(block.body, names, root, modules)
     return entry
 

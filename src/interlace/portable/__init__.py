@@ -7,6 +7,6 @@ Nothing is pickled, and nothing runs when it is read: code is compiled when it i
 
 from interlace.portable.packing import Pack
 from interlace.portable.source import Text, same_code
-from interlace.portable.unpacking import Check, Tables, Unpack
+from interlace.portable.unpacking import Check, Tables, Unpack, at
 
-__all__ = ["Check", "Pack", "Tables", "Text", "Unpack", "same_code"]
+__all__ = ["Check", "Pack", "Tables", "Text", "Unpack", "at", "same_code"]

@@ -13,7 +13,7 @@ from torch import nn
 
 from interlace.errors import TravelError
 from interlace.portable.names import is_installed, name_of
-from interlace.portable.plain import CONTAINERS, Node, context, fill, parts, simple
+from interlace.portable.plain import CONTAINERS, DEPTH, Node, context, fill, parts, simple
 from interlace.portable.source import FUTURE, global_names, owner, source_of
 from interlace.portable.tensors import Tensors
 
@@ -49,6 +49,8 @@ class Pack:
             tuple[str, int], tuple[object, Any]
         ] = {}  # holds what it knows: ids must stay taken
         self._reader = ""
+        self._depth = 0
+        self._waiting: list[tuple[FunctionType, dict[str, Any]]] = []
 
     # -- values -------------------------------------------------------------------------------------------
 
@@ -64,6 +66,19 @@ class Pack:
         """
         if value is None or value is True or value is False:
             return value
+        self._depth += 1
+        if self._depth > DEPTH:
+            raise TravelError(
+                f"`{name.partition('[')[0]}` cannot travel: it holds more than {DEPTH} containers in each other.\n"
+                "Flatten it."
+            )
+        found = self._node(value, name)
+        self._depth -= 1
+        if found is None:
+            raise self._refusal(value, name)
+        return found
+
+    def _node(self, value: object, name: str) -> Node | None:
         found = simple(value)
         if found is None:
             found = parts(value, self.value, name)
@@ -73,8 +88,6 @@ class Pack:
             found = self._refer(value, name) or context(value)
         if found is None:
             found = self._object(value, name)
-        if found is None:
-            raise self._refusal(value, name)
         return found
 
     def _container(self, value: object, name: str) -> Node:
@@ -135,12 +148,17 @@ class Pack:
             self._known["function", id(function)] = known = (function, {"function": number})
             entry: dict[str, Any] = {}
             self.functions.append(entry)
-            self._describe(function, entry)
+            self._waiting.append((function, entry))
         return known[1]
+
+    def finish(self) -> None:
+        """Describe the functions that were met, and those that these read."""
+        while self._waiting:
+            self._describe(*self._waiting.pop(0))
 
     def _describe(self, function: FunctionType, entry: dict[str, Any]) -> None:
         code, name = function.__code__, function.__name__
-        outer, self._reader = self._reader, name
+        self._reader = name
         entry |= {"name": name, "qualname": function.__qualname__, "source": self._source(function)}
         cls = owner(function)
         if cls is not None:
@@ -156,7 +174,6 @@ class Pack:
         for key, values in given.items():
             if values:
                 entry[key] = self._given(values, names)
-        self._reader = outer
 
     def _given(self, values: Any, names: tuple[str, ...]) -> Node:
         if isinstance(values, tuple):

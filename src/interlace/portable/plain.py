@@ -20,6 +20,9 @@ Node = Any
 Down = Callable[[object, str], Node]
 Up = Callable[[Node], Any]
 
+DEPTH = 100
+"""How many containers may stand in each other."""
+
 _DIGITS = 300  # a longer number is written in hexadecimal: Python refuses to read very long decimal ones
 
 

@@ -12,7 +12,7 @@ from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from interlace.portable.names import is_name, named
-from interlace.portable.plain import EMPTY, READERS, Node, refill
+from interlace.portable.plain import DEPTH, EMPTY, READERS, Node, refill
 from interlace.portable.source import Text, compile_function
 
 Resolve = Callable[[str, Any], Any]
@@ -42,15 +42,29 @@ class Tables:
 
 
 class Unpack:
-    """Makes each function and value once. Compiles sources and imports packages; runs nothing of the sources."""
+    """Makes each function and value once. Compiles sources and imports packages; runs nothing of the sources.
+
+    The functions are there first, empty; `fill` then gives them what they read, which may be each other.
+    """
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        self._functions: dict[int, FunctionType] = {}
-        self._namespaces: dict[int, dict[str, Any]] = {}
-        self._cells: dict[int, CellType] = {}
         self._containers: dict[int, Any] = {}
-        self._filled: set[tuple[str, int]] = set()
+        self._depth = 0
+        self.namespaces: list[dict[str, Any]] = [self._names(entry) for entry in tables.namespaces]
+        self.cells = [CellType() for _ in tables.cells]
+        self.functions: list[Any] = [self._make(entry) for entry in tables.functions]
+
+    def fill(self) -> None:
+        """Give functions the values that they read."""
+        tables = self._tables
+        for names, entry in zip(self.namespaces, tables.namespaces, strict=True):
+            names.update({name: self.value(node) for name, node in entry["names"].items()})
+        for cell, node in zip(self.cells, tables.cells, strict=True):
+            if not (isinstance(node, dict) and "unbound" in node):
+                cell.cell_contents = self.value(node)
+        for function, entry in zip(self.functions, tables.functions, strict=True):
+            self._give(function, entry)
 
     def value(self, node: Node) -> Any:
         """The value of a node."""
@@ -58,23 +72,29 @@ class Unpack:
             if isinstance(node, list):
                 raise ValueError("a list stands where a value is expected")
             return node
-        ((kind, held),) = node.items()
-        if kind in EMPTY:
-            empty = EMPTY[kind](held)
-            refill(kind, empty, held, self.value)
-            return empty
-        reader = READERS.get(kind)
-        if reader is not None:
-            return reader(held, self.value)
-        own = _OWN.get(kind)
-        return getattr(self, own)(held) if own is not None else self._tables.resolve(kind, held)
+        self._depth += 1
+        if self._depth > DEPTH:
+            raise ValueError("a value is nested too deeply")
+        try:
+            ((kind, held),) = node.items()
+            if kind in EMPTY:
+                empty = EMPTY[kind](held)
+                refill(kind, empty, held, self.value)
+                return empty
+            reader = READERS.get(kind)
+            if reader is not None:
+                return reader(held, self.value)
+            own = _OWN.get(kind)
+            return getattr(self, own)(held) if own is not None else self._tables.resolve(kind, held)
+        finally:
+            self._depth -= 1
 
     def _tensor(self, name: str) -> Any:
         return self._tables.tensor(name)
 
     def _shared(self, number: int) -> Any:
         if number not in self._containers:
-            ((kind, held),) = _at(self._tables.shared, number).items()
+            ((kind, held),) = at(self._tables.shared, number).items()
             self._containers[number] = EMPTY[kind](held)
             refill(kind, self._containers[number], held, self.value)
         return self._containers[number]
@@ -93,74 +113,39 @@ class Unpack:
         node, name = held
         return getattr(self.value(node), name)
 
+    def _function(self, number: int) -> Any:
+        return at(self.functions, number)
+
     # -- functions ----------------------------------------------------------------------------------------
 
-    def _function(self, number: int) -> Any:
-        """A function by its number."""
-        made = self._functions.get(number)
-        if made is None:
-            made = self._make(number, _at(self._tables.functions, number))
-        return made
+    def _names(self, entry: dict[str, Any]) -> dict[str, Any]:
+        return {"__builtins__": builtins, "__name__": entry["module"], "__loader__": self._tables.text}
 
-    def _make(self, number: int, entry: dict[str, Any]) -> FunctionType:
-        code = self._code(entry)
-        closure = tuple(self.cell(entry["free"][name], fill=False) for name in code.co_freevars)
-        names = self.namespace(entry["namespace"], fill=False)
-        made = self._functions[number] = FunctionType(code, names, entry["name"], None, closure)
-        # Known from here on: what it reads may read it.
-        self.namespace(entry["namespace"])
-        for name in code.co_freevars:
-            self.cell(entry["free"][name])
-        if entry.get("defaults"):
-            made.__defaults__ = tuple(map(self.value, entry["defaults"]))
-        if entry.get("kwdefaults"):
-            made.__kwdefaults__ = {name: self.value(node) for name, node in entry["kwdefaults"].items()}
-        vars(made).update({name: self.value(node) for name, node in entry.get("attributes", {}).items()})
+    def _make(self, entry: dict[str, Any]) -> FunctionType:
+        text, free = self._tables.text, entry.get("free", {})
+        code = compile_function(
+            text.function(entry["line"]), free, entry.get("owner"), entry.get("future", 0), text.filename
+        )
+        named: dict[str, Any] = {"co_qualname": entry["qualname"]} if hasattr(code, "co_qualname") else {}
+        names = at(self.namespaces, entry["namespace"])
+        made = FunctionType(code.replace(**named), names, entry["name"], None, self.closure(code, free))
         made.__qualname__ = entry["qualname"]
         return made
 
-    def _code(self, entry: dict[str, Any]) -> CodeType:
-        text = self._tables.text
-        code = compile_function(
-            text.function(entry["line"]),
-            sorted(entry.get("free", ())),
-            entry.get("owner"),
-            filename=text.filename,
-            flags=entry.get("future", 0),
-        )
-        named: dict[str, Any] = {"co_qualname": entry["qualname"]} if hasattr(code, "co_qualname") else {}
-        return code.replace(**named)
+    def closure(self, code: CodeType, free: dict[str, int]) -> tuple[CellType, ...]:
+        """The cells of code's free variables, whose numbers are given."""
+        return tuple(at(self.cells, free[name]) for name in code.co_freevars)
 
-    def cell(self, number: int, *, fill: bool = True) -> CellType:
-        """A cell by its number; `fill` puts its value in, once."""
-        cell = self._cells.get(number)
-        if cell is None:
-            cell = self._cells[number] = CellType()
-        if fill and ("cell", number) not in self._filled:
-            self._filled.add(("cell", number))
-            node = _at(self._tables.cells, number)
-            if not (isinstance(node, dict) and "unbound" in node):
-                cell.cell_contents = self.value(node)
-        return cell
-
-    def namespace(self, number: int, *, fill: bool = True) -> dict[str, Any]:
-        """The global names of the functions from one module; `fill` puts their values in, once."""
-        entry = _at(self._tables.namespaces, number)
-        names = self._namespaces.get(number)
-        if names is None:
-            names = self._namespaces[number] = {
-                "__builtins__": builtins,
-                "__name__": entry["module"],
-                "__loader__": self._tables.text,
-            }
-        if fill and ("namespace", number) not in self._filled:
-            self._filled.add(("namespace", number))
-            for name, node in entry["names"].items():
-                names[name] = self.value(node)
-        return names
+    def _give(self, function: Any, entry: dict[str, Any]) -> None:
+        defaults = tuple(map(self.value, entry.get("defaults", ())))
+        keywords = {name: self.value(node) for name, node in entry.get("kwdefaults", {}).items()}
+        function.__defaults__, function.__kwdefaults__ = defaults or None, keywords or None
+        vars(function).update({name: self.value(node) for name, node in entry.get("attributes", {}).items()})
 
 
-_OWN = {kind: f"_{kind}" for kind in ("function", "import", "object", "partial", "method", "tensor", "shared")}
+_OWN = {
+    kind: f"_{kind}" for kind in ("function", "import", "object", "partial", "method", "tensor", "shared")
+}
 """The methods that make what stands in the tables or has a name; not bound ones, which would be a cycle."""
 
 
@@ -170,17 +155,11 @@ class Check(Unpack):
     Any exception means that it could not be unpacked.
     """
 
-    def all(self) -> None:
+    def fill(self) -> None:
         """Look at everything, wanted by somebody or not."""
-        tables = self._tables
-        for n in range(len(tables.functions)):
-            self._function(n)
-        for n in range(len(tables.namespaces)):
-            self.namespace(n)
-        for n in range(len(tables.cells)):
-            self.cell(n)
-        for n in range(len(tables.shared)):
-            self._shared(n)
+        super().fill()
+        for number in range(len(self._tables.shared)):
+            self._shared(number)
 
     def _import(self, name: str) -> Any:
         _check_package(name)
@@ -200,21 +179,17 @@ class Check(Unpack):
         self.value(node)
         return _Stand()
 
-    def _make(self, number: int, entry: dict[str, Any]) -> Any:
-        made: Any = self._functions.setdefault(number, _Stand())  # type: ignore[arg-type]
+    def _make(self, entry: dict[str, Any]) -> Any:
         self._tables.text.function(entry["line"])
         texts = (entry["name"], entry["qualname"], entry.get("owner", ""))
-        if not all(isinstance(text, str) for text in texts) or not isinstance(entry.get("future", 0), int):
-            raise ValueError(f"function {number} is not described as functions are")
-        self.namespace(entry["namespace"])
-        for cell in entry.get("free", {}).values():
-            self.cell(cell)
-        for node in entry.get("defaults", ()):
-            self.value(node)
-        for key in ("kwdefaults", "attributes"):
-            for node in entry.get(key, {}).values():
-                self.value(node)
-        return made
+        if not all(isinstance(text, str) for text in texts) or type(entry.get("future", 0)) is not int:
+            raise ValueError("a function is not described as functions are")
+        at(self.namespaces, entry["namespace"])
+        for name, number in entry.get("free", {}).items():
+            if not is_name(name):
+                raise ValueError(f"{name!r} is no name")
+            at(self.cells, number)
+        return _Stand()
 
 
 class _Stand:
@@ -224,7 +199,12 @@ class _Stand:
         raise AssertionError("nothing runs while a file is read")
 
 
-def _at(table: list[Any], number: Any) -> Any:
+def at(table: list[Any], number: Any) -> Any:
+    """An entry of a table.
+
+    Raises:
+        ValueError: There is none of that number.
+    """
     if type(number) is not int or not 0 <= number < len(table):
         raise ValueError(f"there is no entry {number!r}")
     return table[number]
