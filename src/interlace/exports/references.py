@@ -31,9 +31,8 @@ class References:
         for kind, found in (("module", module.named_modules()), ("parameter", tensors)):
             for path, value in found:
                 self._named.setdefault(id(value), (value, {kind: path}))
-        for kind, held in (("tokenizer", tokenizer(root)), ("config", getattr(module, "config", None))):
-            if held is not None:
-                self._named[id(held)] = (held, {kind: None})
+        self._config = getattr(module, "config", None)
+        self._named[id(tokenizer(root))] = (tokenizer(root), {"tokenizer": None})
 
     def __call__(self, value: object, name: str) -> dict[str, Any] | None:
         """The node of a value, or None where it is nothing of the model's.
@@ -53,6 +52,8 @@ class References:
                 )
             return {"envoy": held["_path"].partition(".")[2]}
         found = self._named.get(id(value))
+        if found is None and type(value) is type(self._config) and value == self._config:
+            return {"config": None}  # a model has another one before its weights are there
         return None if found is None else found[1]
 
 
