@@ -58,7 +58,7 @@ def test_edits_are_kept_beside_the_model(hub: Path) -> None:
             assert torch.equal(other("a b").logits, expected)
         six = load(hub, import_edits="six")
         assert (six("a b").logits.argmax(-1) == 6).all()
-        with pytest.raises(NoExportError, match="no variant 'seven'.*\nThere are '__default__', 'six'"):
+        with pytest.raises(NoExportError, match=r"no variant 'seven'.*\nThere are '__default__', 'six'"):
             load(hub, import_edits="seven")
 
 
@@ -83,9 +83,9 @@ def test_a_ready_model_knows_where_it_is_from(hub: Path) -> None:
 def test_a_model_that_is_not_from_the_hub_needs_a_name() -> None:
     """S-43."""
     edited = il.demo_model().edit(favor)
-    with pytest.raises(ExportError, match='not from the hub, .*\nWrite `model.export_edits\\("a-name"\\)`'):
+    with pytest.raises(ExportError, match=r'not from the hub, .*\nWrite `model.export_edits\("a-name"\)`'):
         edited.export_edits()
-    with pytest.raises(ExportError, match="not from the hub"):
+    with pytest.raises(ExportError, match=r"not from the hub"):
         il.demo_model(import_edits=True)
 
 
@@ -129,9 +129,9 @@ def test_the_tokenizer_is_the_models_own(tmp_path: Path) -> None:
     folder = model.edit(lambda m: tokenizer.encode("a")).export_edits("e", tmp_path)
     assert '"cells": [{"tokenizer": null}]' in (folder / "manifest.json").read_text()
     bare = il.LanguageModel(model.dispatch()._module)
-    with pytest.raises(ExportError, match="do not fit this model: this model has no tokenizer"):
+    with pytest.raises(ExportError, match=r"do not fit this model: this model has no tokenizer"):
         bare.import_edits("e", tmp_path)
-    with pytest.raises(il.errors.TravelError, match="`tokenizer`, which `<lambda>` reads, cannot travel"):
+    with pytest.raises(il.errors.TravelError, match=r"`tokenizer`, which `<lambda>` reads, cannot travel"):
         bare.edit(lambda m: tokenizer.encode("a")).export_edits("f", tmp_path)
 
 
@@ -156,7 +156,9 @@ def test_another_model_of_the_same_architecture(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"need `transformer\.h\.3`: this model has no module"):
         small.import_edits("last", tmp_path)
     llama = il.LanguageModel(tiny.ready("llama"), tokenizer=tiny.tokenizer())
-    with pytest.raises(ExportError, match=r"need `transformer\.h\.0`.*\n.*made for a transformers.*GPT2LMHeadModel"):
+    with pytest.raises(
+        ExportError, match=r"need `transformer\.h\.0`.*\n.*made for a transformers.*GPT2LMHeadModel"
+    ):
         llama.import_edits("first", tmp_path)
     assert small._tree.edits == before
     shutil.rmtree(tmp_path / "first")

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 import interlace as il
 from tests import models
@@ -343,6 +343,13 @@ def test_a_child_and_a_stack(model: il.Model, net: nn.Sequential, tmp_path: Path
     assert torch.equal(other(X), net(X) * 2)
 
 
+def read_by_the_first_edit(model: Any) -> Any:
+    """The dictionary among the free variables of its function."""
+    function: Any = model._tree.edits[0].made(model).function
+    held = [cell.cell_contents for cell in function.__closure__]
+    return next(value for value in held if isinstance(value, dict))
+
+
 # -- values ------------------------------------------------------------------------------------------------------
 
 
@@ -371,7 +378,7 @@ def test_plain_values(model: il.Model, net: nn.Sequential, tmp_path: Path) -> No
     other = il.Model(net)
     other.import_edits("e", tmp_path)
     other(X)
-    (found,) = other._tree.edits[0].made(other).function.__closure__[0].cell_contents  # type: ignore[union-attr]
+    found = read_by_the_first_edit(other)
     assert found["itself"] is found
     assert found["twice"] is found["numbers"]
     assert list(found) == list(values)
@@ -401,7 +408,7 @@ def test_tensors(model: il.Model, net: nn.Sequential, tmp_path: Path) -> None:
     other = il.Model(net)
     other.import_edits("e", tmp_path)
     other(X)
-    found = other._tree.edits[0].made(other).function.__closure__[0].cell_contents  # type: ignore[union-attr]
+    found = read_by_the_first_edit(other)
     for name, expected in held.items():
         assert type(found[name]) is type(expected), name
         if isinstance(expected, torch.Tensor):
@@ -424,7 +431,8 @@ def _plain(name: str, value: torch.Tensor) -> torch.Tensor:
 
 def test_what_belongs_to_the_model_is_named(model: il.Model, net: nn.Sequential, tmp_path: Path) -> None:
     """S-94: envoys, modules and parameters are those of the model that the edits are imported into."""
-    places, weight, last = {"first": model[0]}, net[2].weight, net[2]
+    last: Any = net[2]
+    places, weight = {"first": model[0]}, last.weight
 
     def change(m: Any) -> None:
         model[1].output[:] = places["first"].output * 2 + weight[0] + last.bias
@@ -432,7 +440,7 @@ def test_what_belongs_to_the_model_is_named(model: il.Model, net: nn.Sequential,
     edited = model.edit(change)
     edited.export_edits("e", tmp_path)
     torch.manual_seed(9)
-    net2 = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    net2: Any = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     other = il.Model(net2)
     other.import_edits("e", tmp_path)
     expected = net2[2](net2[0](X) * 2 + net2[2].weight[0] + net2[2].bias)

@@ -6,6 +6,7 @@ one; a crash between the two renames leaves it under its put-aside name, where i
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -13,6 +14,7 @@ import shutil
 import stat
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,10 +139,6 @@ def _quoted(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-def _age(path: Path) -> float:
-    return time.time() - path.stat().st_mtime
-
-
 # -- writing ---------------------------------------------------------------------------------------------------
 
 
@@ -154,21 +152,18 @@ def replace(place: Place, files: Mapping[str, bytes]) -> Path:
     folder = place.folder
     _check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
+    token = f"{int(time.time())}-{secrets.token_hex(4)}"
     new = folder.parent / f".{folder.name}.new-{token}"
-    old = folder.parent / f".{folder.name}.old-{token}"
     try:
         new.mkdir()
         for name, content in files.items():
             _write(new / name, content)
         _sync(new)
-        _swap(new, folder, old)
+        _swap(new, folder, token)
     except BaseException:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         shutil.rmtree(new, ignore_errors=True)
         raise
-    _tidy(folder)
+    _tidy(folder, token)
     return folder
 
 
@@ -204,33 +199,36 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _swap(new: Path, folder: Path, old: Path) -> None:
-    for attempt in range(100):
-        aside = old if attempt == 0 else old.with_name(f"{old.name}-{attempt}")
-        if folder.exists():
-            folder.rename(aside)
+def _swap(new: Path, folder: Path, token: str) -> None:
+    for attempt in range(1000):
+        aside = folder.parent / f".{folder.name}.old-{token}-{attempt}"
         try:
+            with suppress(FileNotFoundError):
+                folder.rename(aside)
             new.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-            continue  # another export has come between
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                continue  # another export has come between
+            if aside.exists() and not folder.exists():
+                aside.rename(folder)
+            raise
         _sync(folder.parent)
         return
     raise ExportError(f"Other processes keep writing {folder}. Try again.")
 
 
-def _tidy(folder: Path) -> None:
-    """Remove what was replaced, and what crashes have left."""
-    name = _quoted(folder.name)
-    for old in folder.parent.glob(f".{name}.old-*"):
-        shutil.rmtree(old, ignore_errors=True)
-    for new in folder.parent.glob(f".{name}.new-*"):
-        try:
-            if _age(new) > _STALE:
-                shutil.rmtree(new, ignore_errors=True)
-        except FileNotFoundError:
-            continue  # its own export has just taken it
+def _tidy(folder: Path, token: str) -> None:
+    """Remove what was replaced, and what crashes have left; not what another export has only just put aside."""
+    for kind in ("old", "new"):
+        for left in folder.parent.glob(f".{_quoted(folder.name)}.{kind}-*"):
+            if left.name.startswith(f".{folder.name}.old-{token}") or _age(left) > _STALE:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _age(path: Path) -> float:
+    """How long ago a folder was made or put aside, in seconds; its name tells."""
+    made = re.search(r"\.(?:old|new)-(\d+)-", path.name)
+    return time.time() - int(made[1]) if made else 0.0
 
 
 # -- reading ---------------------------------------------------------------------------------------------------

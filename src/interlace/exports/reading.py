@@ -72,8 +72,8 @@ class File:
                 )
         _check(self, lambda kind, held: references.resolve(root, kind, held))
         top = root._tree.path
-        ons = [f"{top}.{entry['on']}".rstrip(".") for entry in self.manifest["edits"]]
-        return [Imported(path, self, number) for number, path in enumerate(ons)]
+        places = [f"{top}.{entry['on']}".rstrip(".") for entry in self.manifest["edits"]]
+        return [Imported(path, self, number) for number, path in enumerate(places)]
 
     def edit(self, number: int, model: Any) -> Edit:
         """One edit, made when the first run of a model needs it."""

@@ -15,6 +15,7 @@ _NESTED = 0x10  # CO_NESTED: whether a function stands in another one
 FUTURE = 0x1FE0000  # every flag of `from __future__`
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_DEFS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class Text:
@@ -64,7 +65,7 @@ class Text:
 
 def function_of(statement: ast.stmt) -> Function | None:
     """The function that a statement of a `Text` defines."""
-    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
+    if isinstance(statement, _DEFS):
         return statement
     if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Lambda):
         return statement.value
@@ -180,7 +181,8 @@ def compile_function(
         inner = ast.ClassDef(name=owner, bases=[], keywords=[], body=[inner], decorator_list=[])
     free = set(free)
     args = [ast.arg(name) for name in sorted(free) if name != "__class__" or owner is None]
-    bound = sorted({getattr(inner, "name", None), getattr(node, "name", None)} - free - {None})
+    named = {str(part.name) for part in (inner, node) if isinstance(part, (ast.ClassDef, *_DEFS))}
+    bound = sorted(named - free)
     body: list[ast.stmt] = (
         [ast.Global(bound), inner] if bound else [inner]
     )  # else what it calls itself is free
