@@ -51,7 +51,7 @@ class Edit:
         template: The captured block, with its source.
         names: What the captured block reads, envoys of the model by their place.
         run: Runs the captured block in a scope.
-        origin: The tree whose envoys the block was written with.
+        origin: A tree whose envoys the block uses, which no tree that it runs in descends from.
     """
 
     path: str
@@ -109,17 +109,10 @@ class EditBlock:
         body, edited, self._body, self._edited = self._body, self._edited, None, None
         if body is None or edited is None or not body.left(error, edited):
             return False
-        trees = (edited._tree, self._envoy._tree)
+        trees = (edited._tree, *edited._tree.lineage)
         names = {name: _place(value, trees) for name, value in body.before().items()}
-        origin = _origin(self._envoy, edited)
-        edit = Edit(self._envoy._path, None, body.template, names, body.bind(), origin)
-        edited._tree.edits.append(edit)
+        edited._tree.edits.append(Edit(self._envoy._path, None, body.template, names, body.bind()))
         return True
-
-
-def _origin(envoy: "Envoy", edited: "Envoy") -> "Tree | None":
-    """The tree that a block was written with, where it is another one than the edit is kept in."""
-    return None if edited._tree is envoy._tree else envoy._tree
 
 
 def _place(value: object, trees: tuple["Tree", ...]) -> object:
@@ -147,7 +140,7 @@ def edit(envoy: "Envoy", function: Callable[[Any], Any] | None, inplace: bool) -
     if function is None:
         return EditBlock(envoy, inplace)
     edited = target(envoy, inplace)
-    edited._tree.edits.append(Edit(envoy._path, function, origin=_origin(envoy, edited)))
+    edited._tree.edits.append(Edit(envoy._path, function))
     return edited
 
 
@@ -174,8 +167,8 @@ def _worker(trace: "Trace", stored: Edit) -> Worker:
         ]:  # a method such as `generate`: in each of its forwards, as a hook would
             stored.apply(model)
 
-    origin = () if stored.origin is None else (stored.origin,)
-    return part(trace, body, None, f"the edit of `{stored.path}`", *origin)
+    trees = trace._tree.lineage if stored.origin is None else (*trace._tree.lineage, stored.origin)
+    return part(trace, body, None, f"the edit of `{stored.path}`", *trees)
 
 
 def run_edited(trace: "Trace", call: Callable[[], Any]) -> "Run":

@@ -38,6 +38,7 @@ class Tree:
         extras: Sites that the model itself has no module for, by the name that they have at the root.
         strays: Modules that torch does not know as children, by the path at which they were reached.
         kind: The class of the root.
+        lineage: The trees that it is a copy of; edits were written with their envoys.
         hub: Where on a hub of models the model is from.
         state: What was assigned to the root, so that one made again has it.
     """
@@ -53,6 +54,7 @@ class Tree:
         self.loader: Callable[[], nn.Module] | None = None
         self.strays: dict[str, nn.Module] = {}
         self.kind: type[Envoy] | None = None
+        self.lineage: tuple[Tree, ...] = ()
         self.hub: Any = None
         self.state: dict[str, Any] = {}
         self._open: dict[int, list[weakref.ref[Trace]]] = {}
@@ -67,6 +69,7 @@ class Tree:
         tree.loader, tree.kind, tree.hub = self.loader, self.kind, self.hub
         tree.shapes, tree.extras = dict(self.shapes), dict(self.extras)
         tree.edits = list(self.edits)
+        tree.lineage = (self, *self.lineage)
         tree.strays, tree.state = dict(self.strays), dict(self.state)
         return tree
 

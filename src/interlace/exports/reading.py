@@ -115,7 +115,7 @@ class File:
             return references.resolve(root, kind, held)
         if self._twin is None:
             self._twin = copy.copy(root)
-            self._twin._tree.edits = []
+            self._twin._tree.edits, self._twin._tree.lineage = [], ()
         return references.resolve(self._twin, kind, held)
 
     def _one(self, entry: dict[str, Any], unpack: Unpack, root: Any) -> Edit:
