@@ -16,6 +16,7 @@ from interlace.capture.fault import CaptureError
 from interlace.capture.find import FUNCTION_FORM, Block, find
 from interlace.capture.rewrite import SCOPE, Rewrite, settle
 from interlace.capture.scope import Scope
+from interlace.parse import compile_tree
 
 _OPTIMIZED = 0x1  # CO_OPTIMIZED
 _FUTURE = 0x1FE0000  # every flag of `from __future__`
@@ -285,7 +286,7 @@ def _compile(block: Block, rewrite: Rewrite, owner: str | None, code: CodeType) 
         node.lineno = node.end_lineno = block.statement.lineno
         node.col_offset = node.end_col_offset = 0
     ast.fix_missing_locations(tree)
-    made = compile(tree, code.co_filename, "exec", flags=code.co_flags & _FUTURE, dont_inherit=True)
+    made = compile_tree(tree, code.co_filename, code.co_flags & _FUTURE)
     while made.co_name != _NAME:
         made = next(part for part in made.co_consts if isinstance(part, CodeType))
     names: dict[str, Any] = {"co_name": code.co_name}

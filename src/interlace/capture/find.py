@@ -16,6 +16,7 @@ from types import CodeType, FrameType
 
 from interlace.capture import skip
 from interlace.capture.fault import CaptureError
+from interlace.parse import parse
 
 _WITH_LINE = re.compile(r"\s*with\b")
 _IN_SOURCE = 500  # no header of a `with` is longer than that many lines
@@ -86,7 +87,7 @@ def _parse(lines: list[str], start: int) -> ast.With | None:
             if not text or text.startswith("#") or len(lines[end]) - len(text) > depth:
                 continue
         try:
-            tree = ast.parse(prefix + "".join(lines[start:end]))
+            tree = parse(prefix + "".join(lines[start:end]))
         except SyntaxError:
             continue
         node = tree.body[0]

@@ -9,6 +9,7 @@ from types import CodeType
 
 from interlace.capture import Template, again, block_of
 from interlace.capture.find import Block as Found
+from interlace.parse import compile_tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ def parsed(statement: ast.With, item: int, source: str) -> Found:
 def recompiled(statement: ast.With, about: Block, filename: str, source: str) -> Template:
     """Compile a block; nothing of it runs."""
     block = parsed(copy.deepcopy(statement), about.item, source)
-    like = compile("", filename, "exec", flags=about.future, dont_inherit=True)
+    like = compile_tree("", filename, about.future)
     return again(block, about.reads, about.owner, like.replace(co_name="edit", **_qualname(like)))
 
 

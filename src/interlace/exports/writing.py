@@ -20,6 +20,7 @@ from interlace.exports.blocks import Block, parsed, recompiled
 from interlace.exports.folder import MANIFEST, SOURCE, TENSORS, Place, replace
 from interlace.exports.needs import Modules, needed
 from interlace.exports.references import References
+from interlace.parse import parse
 from interlace.portable import Pack, same_code
 from interlace.portable.source import FUTURE, Text, dedent, function_of, global_names
 from interlace.version import __version__
@@ -139,7 +140,7 @@ def _entry(pack: Pack, edit: Edit, root: Any, number: int, modules: set[str]) ->
 
 
 def _note_function(edit: Edit, source: str, root: Any, modules: set[str]) -> None:
-    function = function_of(ast.parse(source).body[0])
+    function = function_of(parse(source).body[0])
     assert function is not None
     body = function.body if isinstance(function.body, list) else [function.body]
     names = [*function.args.posonlyargs, *function.args.args]
@@ -157,7 +158,7 @@ def _block(pack: Pack, edit: Edit, root: Any, modules: set[str]) -> dict[str, An
     assert edit.names is not None
     lines = template.source.splitlines(keepends=True)
     indented = lines[0][:1].isspace()
-    tree = ast.parse("".join(["if 1:\n", *lines] if indented else lines)).body[0]
+    tree = parse("".join(["if 1:\n", *lines] if indented else lines)).body[0]
     statement = tree.body[0] if isinstance(tree, ast.If) else tree
     assert isinstance(statement, ast.With)
     if indented:

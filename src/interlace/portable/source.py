@@ -9,6 +9,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from interlace.errors import TravelError
+from interlace.parse import compile_tree, parse
 
 LAMBDA = "_"
 _NESTED = 0x10  # CO_NESTED: whether a function stands in another one
@@ -29,7 +30,7 @@ class Text:
     def __init__(self, text: str, filename: str) -> None:
         self.text = text
         self.filename = filename
-        self.statements = {first_line(node): node for node in ast.parse(text, filename).body}
+        self.statements = {first_line(node): node for node in parse(text, filename).body}
 
     def get_source(self, _name: str = "") -> str:
         """What `linecache` asks a loader for, so that tracebacks and debuggers show the lines."""
@@ -94,14 +95,14 @@ def source_of(function: FunctionType) -> str:
             "Write it in a file or a notebook; what is typed at a prompt or made by `exec` leaves no source."
         )
     try:
-        tree = ast.parse("".join(lines))
+        tree = parse("".join(lines))
     except (SyntaxError, ValueError, RecursionError):
         tree = ast.Module([], [])
     imports = _imports(tree)
     for node in _functions(tree, code):
         text = cut(lines, node)
         try:
-            found = function_of(ast.parse(text).body[0])
+            found = function_of(parse(text).body[0])
             assert found is not None
             made = compile_function(found, code.co_freevars, owner(function), code.co_flags, imports=imports)
         except (SyntaxError, ValueError):
@@ -194,7 +195,7 @@ def compile_function(
     )
     around = [outer] if imports is None else [imports, outer]
     tree = ast.fix_missing_locations(ast.Module([*around], []))
-    made = compile(tree, filename, "exec", flags=flags & FUTURE, dont_inherit=True)
+    made = compile_tree(tree, filename, flags & FUTURE)
     name = getattr(node, "name", "<lambda>")
     return next(code for code in _inside(made) if code.co_name == name)
 
