@@ -26,6 +26,7 @@ from interlace.exports.folder import MANIFEST, SOURCE, TENSORS, content
 from interlace.exports.needs import walk
 from interlace.exports.writing import FORMAT, VERSION, digest
 from interlace.portable import Check, Tables, Text, Unpack, at
+from interlace.portable.names import is_name
 from interlace.portable.tensors import Stored
 from interlace.portable.tensors import check as check_tensors
 
@@ -102,11 +103,10 @@ class File:
             unpack = Unpack(tables)
             unpack.fill()
             return [self._one(entry, unpack, root) for entry in self.manifest["edits"]]
-        except ImportError as error:
-            raise ExportError(f"The edits in {self.folder} need a package: {error}") from error
-        except AttributeError as error:
+        except Exception as error:  # also whatever a package raises that is imported now
             raise ExportError(
-                f"The edits in {self.folder} need another version of a package: {error}"
+                f"The edits in {self.folder} cannot be made here: {type(error).__name__}: {error}\n"
+                "They may need another version of a package, or were changed by hand."
             ) from error
 
     def _resolve(self, root: Any, kind: str, held: Any) -> Any:
@@ -303,9 +303,10 @@ def _check(file: File, resolve: Resolve) -> None:
         check = Check(tables)
         check.fill()
         for entry in manifest["edits"]:
-            if entry["on"]:
-                resolve("envoy", entry["on"])
+            resolve("envoy", entry["on"])
             if "call" in entry:
+                if not isinstance(entry["call"], dict):
+                    raise ValueError("an edit is no function")
                 check.value(entry["call"])
             else:
                 _check_block(entry["block"], file, check)
@@ -328,7 +329,8 @@ def _check_block(block: dict[str, Any], file: File, check: Check) -> None:
     statement = file.text.block(block["line"])
     if not 0 <= block["item"] < len(statement.items) or type(block["future"]) is not int:
         raise ValueError("a block is not described as blocks are")
-    if not all(isinstance(name, str) for name in [*block["reads"], block["owner"] or ""]):
+    reads, names = block["reads"], block["names"]
+    if not isinstance(reads, list) or not all(map(is_name, [*reads, *names, block["owner"] or "_"])):
         raise ValueError("a block is not described as blocks are")
     at(check.namespaces, block["namespace"])
     for number in block.get("free", {}).values():

@@ -70,11 +70,13 @@ def resolve(root: Any, kind: str, held: Any) -> Any:
     """
     if kind == "tokenizer" and tokenizer(root) is not None:
         return tokenizer(root)
+    if kind in ("envoy", "module") and held == "":
+        return root if kind == "envoy" else root._tree.module
     if kind == "config" and getattr(root._tree.module, "config", None) is not None:
         return root._tree.module.config
     if kind not in ("envoy", "module", "parameter"):
         raise ValueError(f"this model has no {kind}")
-    if held != "" and not is_path(held):
+    if not is_path(held):
         raise ValueError(f"{held!r} is no path of a module")
     if kind == "envoy":
         found = walk(root, held)

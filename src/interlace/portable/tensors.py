@@ -87,7 +87,8 @@ class Tensors:
         tensor = tensor.cpu().contiguous()
         if tensor.dtype not in PLAIN:
             tensor = tensor.reshape(-1).view(torch.uint8)
-        return {name: tensor.clone()}
+        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
+        return {name: tensor if whole else tensor.clone()}
 
     def _share(self, names: list[str]) -> dict[str, torch.Tensor]:
         """The bytes that several tensors lie in, and where in them each begins."""
@@ -148,11 +149,22 @@ def check(entries: dict[str, Any], stored: dict[str, torch.Tensor]) -> None:
             raise ValueError(f"the tensor {name!r} is of an unknown kind")
         if any(type(size) is not int or size < 0 for size in sizes):
             raise ValueError(f"the tensor {name!r} has an impossible shape")
-        torch.device(entry.get("device", "cpu"))
+        if entry["kind"] in ("tensor", "parameter"):
+            torch.device(entry["device"])
+            if not isinstance(entry["requires_grad"], bool) or (
+                entry["requires_grad"] and not _can_learn(dtype)
+            ):
+                raise ValueError(f"the tensor {name!r} cannot require gradients")
+        if ("stride" in entry) != ("offset" in entry):
+            raise ValueError(f"the tensor {name!r} has a stride or an offset alone")
         _check_memory(name, entry, memory, dtype)
     left = stored.keys() - {entry["stored"] for entry in entries.values()}
     if left:
         raise ValueError(f"the tensor {min(left)!r} is nobody's")
+
+
+def _can_learn(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
 
 
 def _check_memory(name: str, entry: Entry, memory: torch.Tensor, dtype: torch.dtype) -> None:

@@ -182,7 +182,8 @@ class Check(Unpack):
     def _make(self, entry: dict[str, Any]) -> Any:
         self._tables.text.function(entry["line"])
         texts = (entry["name"], entry["qualname"], entry.get("owner", ""))
-        if not all(isinstance(text, str) for text in texts) or type(entry.get("future", 0)) is not int:
+        plain = type(entry.get("future", 0)) is int and isinstance(entry.get("defaults", []), list)
+        if not plain or not all(isinstance(text, str) for text in texts):
             raise ValueError("a function is not described as functions are")
         at(self.namespaces, entry["namespace"])
         for name, number in entry.get("free", {}).items():
