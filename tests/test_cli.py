@@ -142,7 +142,11 @@ def test_show_prints_what_edits_would_do(tmp_path: Path, capsys: pytest.CaptureF
     for path in (folder, folder.parent, folder / "manifest.json"):
         assert main(["show", str(path)]) == 0
         shown = capsys.readouterr().out
-        for line in ("modules   0", "packages  (none)", "direction = tensor direction(2,) float32 cpu"):
+        for line in (
+            "modules   0",
+            "imports   (none but those in the source)",
+            "direction = tensor direction(2,) float32 cpu",
+        ):
             assert line in shown
         assert "(lambda m: m[0].output.add_(direction))" in shown
     (folder / "edits.py").write_text("print('sly')")

@@ -608,4 +608,7 @@ def test_a_listing_hides_nothing(tmp_path: Path) -> None:
     assert "\x1b" not in shown
     assert "\u202e" not in shown
     assert "m[0].output.mul_(len(sly))" in shown
+    deep = {"a": ["x" * 200, {"b": (os.getpid,)}]}
+    model.edit(lambda m: deep, inplace=True)
+    assert "imports   posix:getpid" in listing(read(model.export_edits("e", tmp_path)))
     assert "sly = '\\x1b[2K\\u202e'" in shown

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import copy
 from dataclasses import dataclass
-from types import CodeType
+from typing import Any
 
 from interlace.capture import Template, again, block_of
 from interlace.capture.find import Block as Found
 from interlace.parse import compile_tree
+
+NAME = "edit"
+"""What tracebacks call the function of a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,7 @@ def recompiled(statement: ast.With, about: Block, filename: str, source: str) ->
     """Compile a block; nothing of it runs."""
     block = parsed(copy.deepcopy(statement), about.item, source)
     like = compile_tree("", filename, about.future)
-    return again(block, about.reads, about.owner, like.replace(co_name="edit", **_qualname(like)))
-
-
-def _qualname(code: CodeType) -> dict[str, str]:
-    return {"co_qualname": "edit"} if hasattr(code, "co_qualname") else {}
+    names: dict[str, Any] = {"co_name": NAME}
+    if hasattr(like, "co_qualname"):
+        names["co_qualname"] = NAME
+    return again(block, about.reads, about.owner, like.replace(**names))

@@ -55,7 +55,7 @@ class Place:
         if export_dir is None:
             export_dir = Path(config.cache_dir) / "exports"
         for what, text, parts in (("name", name, str(name).split("/")), ("variant", variant, [variant])):
-            if not all(map(_is_folder, parts)):
+            if type(text) is not str or not all(map(_is_folder, parts)):
                 raise ExportError(
                     f"The {what} {text!r} is no name of a folder.\n"
                     "Write one like `steering`, without `..`, a leading dot or slash, or `\\`; "

@@ -9,6 +9,7 @@ from typing import Any
 from interlace.exports.reading import File
 
 _WIDTH = 100
+"""A longer value is cut; what it names is at the top all the same."""
 
 
 def listing(file: File) -> str:
@@ -32,7 +33,7 @@ def _lines(file: File) -> Iterator[str]:
     yield f"{file.folder}: {len(edits)} edit{'s' * (len(edits) != 1)}, of interlace {manifest['interlace']}"
     yield f"model     {model['class']}, on {model['device']}"
     yield f"modules   {', '.join(manifest['modules']) or '(none that its text names)'}"
-    yield f"packages  {', '.join(manifest['packages']) or '(none)'}"
+    yield f"imports   {', '.join(sorted(set(_named(manifest)))) or '(none but those in the source)'}"
     files = (f"{name} ({about['bytes']} bytes)" for name, about in manifest["files"].items())
     yield f"hashes    agree: {', '.join(files)}"
     for number, entry in enumerate(edits):
@@ -51,6 +52,17 @@ def _lines(file: File) -> Iterator[str]:
     yield ""
     yield "-- edits.py " + "-" * 60
     yield file.text.text.rstrip()
+
+
+def _named(node: Any) -> Iterator[str]:
+    """The modules and objects of packages that any value names, however deep it lies."""
+    if isinstance(node, dict):
+        yield from (
+            held for kind, held in node.items() if kind in ("import", "object") and isinstance(held, str)
+        )
+    parts = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for part in parts:
+        yield from _named(part)
 
 
 def _functions(manifest: dict[str, Any]) -> Iterator[str]:

@@ -16,13 +16,13 @@ from interlace.capture import Bindings
 from interlace.edit import Edit
 from interlace.edit import Place as Here
 from interlace.errors import ExportError, TravelError
-from interlace.exports.blocks import Block, parsed, recompiled
+from interlace.exports.blocks import NAME, Block, parsed, recompiled
 from interlace.exports.folder import MANIFEST, SOURCE, TENSORS, Place, replace
 from interlace.exports.needs import Modules, needed
 from interlace.exports.references import References
 from interlace.parse import parse
 from interlace.portable import Pack, same_code
-from interlace.portable.source import FUTURE, Text, dedent, function_of, global_names
+from interlace.portable.source import FUTURE, Text, dedent, function_of, global_names, lines_of
 from interlace.version import __version__
 
 FORMAT, VERSION = "interlace edits", 1
@@ -156,7 +156,7 @@ def _block(pack: Pack, edit: Edit, root: Any, modules: set[str]) -> dict[str, An
     assert template is not None
     assert run is not None
     assert edit.names is not None
-    lines = template.source.splitlines(keepends=True)
+    lines = lines_of(template.source.rstrip("\n"))
     indented = lines[0][:1].isspace()
     tree = parse("".join(["if 1:\n", *lines] if indented else lines)).body[0]
     statement = tree.body[0] if isinstance(tree, ast.If) else tree
@@ -177,7 +177,7 @@ def _block(pack: Pack, edit: Edit, root: Any, modules: set[str]) -> dict[str, An
     text = Text(source, "<edit>")
     if not same_code(
         recompiled(text.block(1), described, text.filename, source).code,
-        template.code.replace(co_name="edit"),
+        template.code.replace(co_name=NAME),
     ):
         raise TravelError(
             f"The block at line {template.line} does not compile to what was captured. Load its file again."

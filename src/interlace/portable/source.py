@@ -60,8 +60,12 @@ class Text:
 
     def piece(self, line: int) -> str:
         """The text of the statement that begins on a line."""
-        lines = self.text.splitlines(keepends=True)
-        return "".join(lines[line - 1 : self.statements[line].end_lineno])
+        return "".join(lines_of(self.text)[line - 1 : self.statements[line].end_lineno])
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a source as Python counts them: `str.splitlines` knows more ends of a line."""
+    return [f"{line}\n" for line in text.split("\n")]
 
 
 def function_of(statement: ast.stmt) -> Function | None:
