@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from interlace.tree import Tree
 
 
+DEFAULT = "__default__"
+"""The variant of a file of edits where none is named."""
+
+
 class Stored(Protocol):
     """What a tree keeps: an edit, or one that was read from a file and is not made yet."""
 

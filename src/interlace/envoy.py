@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from interlace import calls, edit, exports
+from interlace import calls, edit
 from interlace.batch import concatenate
 from interlace.errors import InterlaceWarning, NameMissError, OutsideTraceError, nearest
-from interlace.exports import DEFAULT, Place
 from interlace.rename import Aliases, Names
 from interlace.repr import show
 from interlace.session import Session
@@ -288,7 +287,7 @@ class Envoy:
         edit.clear(self)
 
     def export_edits(
-        self, name: str, export_dir: str | os.PathLike[str] | None = None, variant: str = DEFAULT
+        self, name: str, export_dir: str | os.PathLike[str] | None = None, variant: str = edit.DEFAULT
     ) -> Path:
         """Write the edits that are stored on this envoy and below it to files that people can read.
 
@@ -307,12 +306,14 @@ class Envoy:
             ExportError: No edit is stored here, or the folder holds something else.
             TravelError: An edit reads something that cannot be written down; it is named.
         """
-        place = Place.of(name, export_dir, variant)
+        from interlace import exports  # here, and below: importing interlace is to stay quick
+
+        place = exports.Place.of(name, export_dir, variant)
         exports.export(self, place)
         return place.folder
 
     def import_edits(
-        self, name: str, export_dir: str | os.PathLike[str] | None = None, variant: str = DEFAULT
+        self, name: str, export_dir: str | os.PathLike[str] | None = None, variant: str = edit.DEFAULT
     ) -> None:
         """Add edits that were exported to those that are stored: all of them, or an error and none.
 
@@ -328,7 +329,9 @@ class Envoy:
             NoExportError: There is none of that name; those that exist are named.
             ExportError: It is damaged, of an unknown version, or needs something that this model has not.
         """
-        file = exports.read(Place.of(name, export_dir, variant).found())
+        from interlace import exports
+
+        file = exports.read(exports.Place.of(name, export_dir, variant).found())
         self._tree.edits.extend(file.imported(self.root))
 
     def session(self) -> "Session":

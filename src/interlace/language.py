@@ -22,9 +22,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
 from interlace.calls import Function, Input, resolve
+from interlace.edit import DEFAULT
 from interlace.envoy import Envoy
 from interlace.errors import ExportError, InputError, InterlaceWarning
-from interlace.exports import DEFAULT
 from interlace.model import Model
 from interlace.prompts import encode, pad_labels, pad_together, position_ids
 from interlace.rename import Aliases

@@ -135,6 +135,22 @@ def test_the_tokenizer_is_the_models_own(tmp_path: Path) -> None:
         bare.edit(lambda m: tokenizer.encode("a")).export_edits("f", tmp_path)
 
 
+def test_a_model_without_weights_can_export_what_it_imported(hub: Path, tmp_path: Path) -> None:
+    """S-41, S-43: what the edits read of it is what it runs with."""
+    model = load(hub)
+    weight, bias = model.lm_head.weight, torch.ones(8)
+    edited = model.edit(lambda m: m.transformer.ln_f.output.add_(weight[1] + bias))
+    edited.export_edits("e", tmp_path)
+    other = load(hub)
+    other.import_edits("e", tmp_path)
+    other.export_edits("again", tmp_path)
+    third = load(hub)
+    third.import_edits("again", tmp_path)
+    with torch.no_grad():
+        for each in (other, third):
+            assert torch.equal(each("a b").logits, edited("a b").logits)
+
+
 def test_another_model_of_the_same_architecture(tmp_path: Path) -> None:
     """S-42: the modules that the text names must be there."""
     small = il.LanguageModel(tiny.ready("gpt2"), tokenizer=tiny.tokenizer())

@@ -4,7 +4,8 @@ A folder holds `edits.py`, the source of every edit and of what it calls; `manif
 read, versions and hashes; and `tensors.safetensors`. Reading one runs nothing.
 """
 
-from interlace.exports.folder import DEFAULT, MANIFEST, Place
+from interlace.edit import DEFAULT
+from interlace.exports.folder import MANIFEST, Place
 from interlace.exports.listing import listing
 from interlace.exports.reading import File, read
 from interlace.exports.writing import export

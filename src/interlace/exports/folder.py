@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import shutil
 import stat
 import time
@@ -21,7 +20,6 @@ from pathlib import Path
 from interlace.config import config
 from interlace.errors import ExportError, NoExportError, nearest
 
-DEFAULT = "__default__"
 MANIFEST, SOURCE, TENSORS = "manifest.json", "edits.py", "tensors.safetensors"
 LIMITS = {MANIFEST: 1 << 26, SOURCE: 1 << 24}
 """The most bytes that a file of text may have."""
@@ -152,7 +150,7 @@ def replace(place: Place, files: Mapping[str, bytes]) -> Path:
     folder = place.folder
     _check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    token = f"{int(time.time())}-{secrets.token_hex(4)}"
+    token = f"{int(time.time())}-{os.urandom(4).hex()}"
     new = folder.parent / f".{folder.name}.new-{token}"
     try:
         new.mkdir()

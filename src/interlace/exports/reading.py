@@ -13,8 +13,6 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 
 from interlace.capture import Bound
 from interlace.edit import Edit
@@ -89,6 +87,7 @@ class File:
     # -- making them ------------------------------------------------------------------------------------------
 
     def _make(self, root: Any) -> list[Edit]:
+        root._tree.load()  # its parameters and its device are those that it runs with
         device = root._tree.device() or torch.device("cpu")
         home = self.manifest["model"]["device"]
 
@@ -212,7 +211,7 @@ def _read(folder: Path) -> File:
                 raise ValueError(f"the hash of {name} is not what {MANIFEST} says")
         name = f"interlace-edits/{folder.parent.name}/{folder.name}-{manifest['sha256'][:8]}.py"
         text = Text(held[SOURCE].decode(), name)
-        stored = load(held[TENSORS]) if TENSORS in held else {}
+        stored = _tensors(held[TENSORS]) if TENSORS in held else {}
         check_tensors(manifest["tensors"], stored)
         file = File(folder, manifest, text, stored)
         _check(file, _any)
@@ -221,10 +220,20 @@ def _read(folder: Path) -> File:
         raise
     except (
         ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RecursionError,
-        RuntimeError, SafetensorError, SyntaxError, TypeError, ValueError,
+        RuntimeError, SyntaxError, TypeError, ValueError,
     ) as error:  # fmt: skip
         raise _damaged(folder, error) from error
     return file
+
+
+def _tensors(held: bytes) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError  # here: importing interlace is to stay quick
+    from safetensors.torch import load
+
+    try:
+        return load(held)
+    except SafetensorError as error:
+        raise ValueError(f"{TENSORS}: {error}") from error
 
 
 def _damaged(folder: Path, error: BaseException) -> ExportError:

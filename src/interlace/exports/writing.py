@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from interlace.capture import Bindings
 from interlace.edit import Edit
@@ -54,6 +53,8 @@ def _files(root: Any, edits: list[Edit]) -> dict[str, bytes]:
     pack = Pack(References(root))
     modules: set[str] = set()
     entries = [_entry(pack, edit, root, number, modules) for number, edit in enumerate(edits)]
+    from safetensors.torch import save  # here: importing interlace is to stay quick
+
     stored = pack.tensors.finish()
     text, lines = _composed(pack.sources, _titles(entries, pack.functions))
     for entry in (*pack.functions, *(entry["block"] for entry in entries if "block" in entry)):
@@ -71,7 +72,7 @@ def _files(root: Any, edits: list[Edit]) -> dict[str, bytes]:
         "torch": torch.__version__,
         "model": {
             "class": f"{kind.__module__}.{kind.__qualname__}",
-            "device": "cpu" if device is None or device.type == "meta" else str(device),
+            "device": str(device or "cpu"),
         },
         "packages": sorted(pack.modules),
         "modules": sorted(modules),

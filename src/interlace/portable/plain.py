@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -47,7 +46,6 @@ _SIMPLE: dict[type, tuple[str, Callable[[Any], Node]]] = {
     bytes: ("bytes", bytes.hex),
     range: ("range", lambda value: [value.start, value.stop, value.step]),
     type(...): ("constant", lambda _: "..."),
-    Fraction: ("fraction", lambda value: [hex(value.numerator), hex(value.denominator)]),
     torch.dtype: ("dtype", lambda value: str(value).removeprefix("torch.")),
     torch.device: ("device", str),
     torch.Size: ("size", list),
@@ -184,7 +182,6 @@ READERS: dict[str, Callable[[Any, Up], Any]] = {
     "bytes": lambda held, _: bytes.fromhex(held),
     "range": lambda held, _: range(*held),
     "constant": lambda held, _: {"...": ...}[held],
-    "fraction": lambda held, _: Fraction(*(int(part, 16) for part in held)),
     "context": _made_context,
     "dtype": _torch(torch.dtype),
     "device": lambda held, _: torch.device(held),
