@@ -18,6 +18,7 @@ from torch import nn
 
 from interlace import calls, edit
 from interlace.batch import concatenate
+from interlace.edit import DEFAULT
 from interlace.errors import InterlaceWarning, NameMissError, OutsideTraceError, nearest
 from interlace.rename import Aliases, Names
 from interlace.repr import show
@@ -287,7 +288,7 @@ class Envoy:
         edit.clear(self)
 
     def export_edits(
-        self, name: str, export_dir: str | os.PathLike[str] | None = None, variant: str = edit.DEFAULT
+        self, name: str, export_dir: str | os.PathLike[str] | None = None, variant: str = DEFAULT
     ) -> Path:
         """Write the edits that are stored on this envoy and below it to files that people can read.
 
@@ -313,7 +314,7 @@ class Envoy:
         return place.folder
 
     def import_edits(
-        self, name: str, export_dir: str | os.PathLike[str] | None = None, variant: str = edit.DEFAULT
+        self, name: str, export_dir: str | os.PathLike[str] | None = None, variant: str = DEFAULT
     ) -> None:
         """Add edits that were exported to those that are stored: all of them, or an error and none.
 
