@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -377,6 +378,8 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: changed(f, put("namespaces", 0, "names", "x", value={"pickle": "gASVAA=="})),
         "'pickle' is an unknown kind of value",
     ),
+    "a statement too many": (lambda f: rewritten(f, lambda text: text + "print('sly')\n"), "other statements than"),
+    "no Python": (lambda f: rewritten(f, lambda text: text + "print '"), "is damaged"),
     "an unknown part": (lambda f: changed(f, put("extra", value=1)), "parts that are not known"),
     "a package that is not there": (
         lambda f: changed(f, put("namespaces", 0, "names", "x", value={"import": "no_such_package.part"})),
@@ -399,6 +402,14 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         "do not fit this model: this model has no tokenizer",
     ),
 }  # fmt: skip
+
+
+def rewritten(folder: Path, change: Callable[[str], str]) -> None:
+    """Change the source, with hashes that agree."""
+    held = change((folder / "edits.py").read_text()).encode()
+    (folder / "edits.py").write_bytes(held)
+    about = {"bytes": len(held), "sha256": hashlib.sha256(held).hexdigest()}
+    changed(folder, put("files", "edits.py", value=about))
 
 
 def truncate(path: Path) -> None:
@@ -486,8 +497,6 @@ def test_reading_runs_nothing(tmp_path: Path) -> None:
     (folder / "edits.py").write_text(text)
 
     def change(manifest: Any) -> None:
-        import hashlib
-
         held = text.encode()
         manifest["files"]["edits.py"] = {"bytes": len(held), "sha256": hashlib.sha256(held).hexdigest()}
         manifest["namespaces"][0]["names"]["sly"] = {"import": "sly"}
@@ -604,7 +613,10 @@ def test_a_listing_hides_nothing(tmp_path: Path) -> None:
     model = il.Model(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
     sly = "\x1b[2K\u202e"
     model.edit(lambda m: m[0].output.mul_(len(sly)), inplace=True)
-    shown = listing(read(model.export_edits("e", tmp_path)))
+    folder = model.export_edits("e", tmp_path)
+    rewritten(folder, lambda text: text.replace("# -- edit", "# -- \x1b[2K\u202e edit"))
+    shown = listing(read(folder))
+    assert "# -- \\x1b[2K\\u202e edit" in shown
     assert "\x1b" not in shown
     assert "\u202e" not in shown
     assert "m[0].output.mul_(len(sly))" in shown
