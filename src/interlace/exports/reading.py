@@ -20,15 +20,13 @@ from interlace.edit import Place as Here
 from interlace.errors import ExportError
 from interlace.exports import references
 from interlace.exports.blocks import Block, recompiled
+from interlace.exports.checks import Resolve, anything, check_shape, check_sources, check_values, damaged
 from interlace.exports.folder import MANIFEST, SOURCE, TENSORS, content
 from interlace.exports.needs import walk
 from interlace.exports.writing import FORMAT, VERSION, digest
-from interlace.portable import Check, Tables, Text, Unpack, at
-from interlace.portable.names import is_name
+from interlace.portable import Tables, Text, Unpack
 from interlace.portable.tensors import Stored
 from interlace.portable.tensors import check as check_tensors
-
-Resolve = Callable[[str, Any], Any]
 
 
 @dataclass(slots=True)
@@ -69,7 +67,7 @@ class File:
                     f"The edits in {self.folder} need `{path}`: {references.missing(root, path)}\n"
                     f"They were made for a {self.manifest['model']['class']}. Nothing was loaded."
                 )
-        _check(self, lambda kind, held: references.resolve(root, kind, held))
+        check_values(self, lambda kind, held: references.resolve(root, kind, held))
         top = root._tree.path
         places = [f"{top}.{entry['on']}".rstrip(".") for entry in self.manifest["edits"]]
         return [Imported(path, self, number) for number, path in enumerate(places)]
@@ -201,7 +199,7 @@ def _identity(folder: Path) -> int | None:
 def _read(folder: Path) -> File:
     manifest = _manifest(folder)
     try:
-        _check_shape(manifest)
+        check_shape(manifest)
         described = {name: (about["bytes"], about["sha256"]) for name, about in manifest["files"].items()}
         if not {SOURCE} <= described.keys() <= {SOURCE, TENSORS}:
             raise ValueError("it lists other files than an export has")
@@ -214,15 +212,15 @@ def _read(folder: Path) -> File:
         stored = _tensors(held[TENSORS]) if TENSORS in held else {}
         check_tensors(manifest["tensors"], stored)
         file = File(folder, manifest, text, stored)
-        _check(file, _any)
-        _check_sources(file)
+        check_values(file, anything)
+        check_sources(file)
     except ExportError:
         raise
     except (
         ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RecursionError,
         RuntimeError, SyntaxError, TypeError, ValueError,
     ) as error:  # fmt: skip
-        raise _damaged(folder, error) from error
+        raise damaged(folder, error) from error
     return file
 
 
@@ -234,14 +232,6 @@ def _tensors(held: bytes) -> dict[str, torch.Tensor]:
         return load(held)
     except SafetensorError as error:
         raise ValueError(f"{TENSORS}: {error}") from error
-
-
-def _damaged(folder: Path, error: BaseException) -> ExportError:
-    said = str(error).partition("\n")[0][:200]
-    why = f"there is no {said}" if isinstance(error, KeyError) else said or type(error).__name__
-    return ExportError(
-        f"{folder} is damaged, or was changed by hand: {why}.\nNothing was loaded. Export it again."
-    )
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -260,98 +250,5 @@ def _manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, ExportError):
             raise
-        raise _damaged(folder, error) from error
+        raise damaged(folder, error) from error
     return manifest
-
-
-_SHAPE = {
-    "interlace": str, "python": str, "torch": str, "model": dict, "packages": list, "modules": list, "edits": list,
-    "functions": list, "namespaces": list, "cells": list, "shared": list, "tensors": dict, "files": dict,
-}  # fmt: skip
-
-
-def _check_shape(manifest: dict[str, Any]) -> None:
-    """Whether a manifest has the parts of one.
-
-    Raises:
-        ValueError: It does not.
-    """
-    for name, kind in _SHAPE.items():
-        if not isinstance(manifest.get(name), kind):
-            raise ValueError(f"the manifest has no {name}")
-    if manifest.keys() - _SHAPE.keys() - {"format", "version", "sha256"}:
-        raise ValueError("the manifest has parts that are not known")
-    if not all(map(references.is_path, manifest["modules"])):
-        raise ValueError("a module is no path")
-    texts = [
-        *manifest["packages"],
-        manifest["model"]["class"],
-        *(held["module"] for held in manifest["namespaces"]),
-    ]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("a name is no text")
-    torch.device(manifest["model"]["device"])
-
-
-def _any(kind: str, held: Any) -> Any:
-    """Without a model: whether a node is of a kind that a model can tell."""
-    if kind not in references.KINDS or not (held is None or held == "" or references.is_path(held)):
-        raise ValueError(f"{kind!r} is an unknown kind of value")
-    return references.KINDS
-
-
-def _check(file: File, resolve: Resolve) -> None:
-    """Go through every value and function without making any.
-
-    Raises:
-        ExportError: One could not be made here.
-    """
-    manifest = file.manifest
-    try:
-        tables = file.tables(lambda name: manifest["tensors"][name]["kind"], resolve)
-        check = Check(tables)
-        check.fill()
-        for entry in manifest["edits"]:
-            resolve("envoy", entry["on"])
-            if "call" in entry:
-                if not isinstance(entry["call"], dict):
-                    raise ValueError("an edit is no function")
-                check.value(entry["call"])
-            else:
-                _check_block(entry["block"], file, check)
-    except ModuleNotFoundError as error:
-        raise ExportError(
-            f"The edits in {file.folder} cannot run here: {error}.\nInstall it first. Nothing was loaded."
-        ) from error
-    except (
-        ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, RecursionError,
-        RuntimeError, TypeError, ValueError,
-    ) as error:  # fmt: skip
-        raise _damaged(file.folder, error) if resolve is _any else _unfit(file.folder, error) from error
-
-
-def _unfit(folder: Path, error: BaseException) -> ExportError:
-    return ExportError(f"The edits in {folder} do not fit this model: {error}\nNothing was loaded.")
-
-
-def _check_block(block: dict[str, Any], file: File, check: Check) -> None:
-    statement = file.text.block(block["line"])
-    if not 0 <= block["item"] < len(statement.items) or type(block["future"]) is not int:
-        raise ValueError("a block is not described as blocks are")
-    reads, names = block["reads"], block["names"]
-    if not isinstance(reads, list) or not all(map(is_name, [*reads, *names, block["owner"] or "_"])):
-        raise ValueError("a block is not described as blocks are")
-    at(check.namespaces, block["namespace"])
-    for number in block.get("free", {}).values():
-        at(check.cells, number)
-    for node in (*block["names"].values(), block.get("first")):
-        check.value(node)
-
-
-def _check_sources(file: File) -> None:
-    """Whether what is read in the file of sources is what runs, and all that runs."""
-    manifest = file.manifest
-    blocks = [entry["block"]["line"] for entry in manifest["edits"] if "block" in entry]
-    used = {*blocks, *(function["line"] for function in manifest["functions"])}
-    if used != file.text.statements.keys():
-        raise ValueError(f"{SOURCE} holds other statements than the edits")
