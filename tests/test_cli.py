@@ -108,8 +108,9 @@ def test_pictures_are_written_as_files(told: Findings, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Say what to do: interlace demo, or interlace show FOLDER"),
+        ([], "Say what to do: interlace demo, interlace show FOLDER, or interlace report"),
         (["demon"], "choose from demo"),
+        (["report", "--out", "r"], "unrecognized arguments: --out r"),
         (["demo", "--out", "no/such/r.html"], "Make it first: mkdir -p 'no/such'"),
         (["demo", "--out", "."], "is a folder. Name a file: --out"),
         (["demo", "--pictures", "no/such"], "Make it first: mkdir -p 'no/such'"),
@@ -161,6 +162,11 @@ def test_version_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert ended.value.code == 0
     assert re.fullmatch(r"interlace \d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+def test_report_prints_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report"]) == 0
+    assert capsys.readouterr().out == f"{il.report()}\n"
 
 
 # ------------------------------------------------------------------------------------- what it found

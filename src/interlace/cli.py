@@ -14,6 +14,7 @@ from interlace.demo.pictures import pictures
 from interlace.demo.report import page
 from interlace.demo.sentences import summary
 from interlace.demo.story import tell
+from interlace.environment import report as environment
 from interlace.errors import ExportError
 from interlace.exports import DEFAULT, MANIFEST, listing, read
 
@@ -29,9 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     chosen = parser.parse_args(arguments)
     if chosen.command is None:
-        parser.error("Say what to do: interlace demo, or interlace show FOLDER")
+        parser.error("Say what to do: interlace demo, interlace show FOLDER, or interlace report")
     if chosen.command == "show":
         return _show(chosen.file)
+    if chosen.command == "report":
+        print(environment())
+        return 0
     for folder in filter(None, (chosen.out.parent, chosen.pictures)):
         if not folder.is_dir():
             parser.error(f"There is no folder '{folder}'. Make it first: mkdir -p '{folder}'")
@@ -91,4 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Print the sources and the values of exported edits, and check their hashes. Nothing runs.",
     )
     show.add_argument("file", type=Path, metavar="FOLDER", help="the folder of an export, or a file in it")
+    commands.add_parser(
+        "report",
+        help="print what a bug report needs: versions, the machine, what is guarded, settings",
+        description="Print what a bug report needs. There are no paths, names or keys of yours in it.",
+    )
     return parser

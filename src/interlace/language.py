@@ -21,6 +21,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
+from interlace import fakes
 from interlace.calls import Function, Input, resolve
 from interlace.edit import DEFAULT
 from interlace.envoy import Envoy
@@ -243,6 +244,21 @@ class LanguageModel(Model):
             kwargs = {**kwargs, "position_ids": position_ids(mask)[:, -given.shape[1] :]}
         return (), kwargs
 
+    _pads = True
+
+    def _row_inputs(self, rows: list[Any]) -> list[Input]:
+        """The prompts of a dataset, each by itself; texts, and token ids, are prepared together."""
+        ids = all(isinstance(row, list) and row and isinstance(row[0], int) for row in rows)
+        if ids or all(isinstance(row, str) for row in rows):
+            together = encode(rows, self.tokenizer)
+            pairs = zip(together["input_ids"], together["attention_mask"], strict=True)
+            alone = [row[mask.bool()][None] for row, mask in pairs]
+            found = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in alone]
+        else:
+            found = [self._encoded((row,), {}) for row in rows]
+        more = {"use_cache": False} if "use_cache" in self._takes() else {}
+        return [((), {**kwargs, **more}) for kwargs in found]
+
     def _combine(
         self, inputs: list[Input], fn: Function
     ) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
@@ -289,6 +305,8 @@ class LanguageModel(Model):
             kwargs["streamer"] = _Streamer(generator.streamer, kwargs.get("streamer"))
         if not self._generation("disable_compile", kwargs):
             self._uncompiled(kwargs)
+        if fakes.active():
+            kwargs["eos_token_id"] = None  # nobody knows whether a token without a value ends the text
         return generator(module.generate(*args, **kwargs))
 
     def _generation(self, name: str, kwargs: Mapping[str, Any]) -> Any:
@@ -374,4 +392,6 @@ def _check(source: str, config: Any) -> None:
 
 def _hides(mask: Any) -> bool:
     """Whether an attention mask of the shape `batch pos` hides anything."""
-    return isinstance(mask, torch.Tensor) and mask.ndim == 2 and not bool(mask.all())
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
+        return False
+    return fakes.has_no_values(mask) or not bool(mask.all())
