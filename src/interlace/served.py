@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from interlace.rows import Rows
 from interlace.run import Run
-from interlace.site import Port, Site, Visit
+from interlace.site import Port, Site, Visit, spell
 
 if TYPE_CHECKING:
     from interlace.schedule import Schedule
@@ -75,7 +75,9 @@ class Served(Run):
             return f"the model is at {site.at(live.port, live.number)}"
         if schedule is not None and schedule.over and not self.stopped and self.failed is None:
             return "the model has finished"
-        return super().where()
+        if site is None or self.live is not None or self.failed is not None or self.stopped or self.done:
+            return super().where()
+        return f"the model has reached `{spell(site.path)}`"
 
 
 class Finished:

@@ -5,9 +5,25 @@ machine. Each of them takes a plain function as well; this part serves their `wi
 """
 
 from interlace.capture.around import held, write
-from interlace.capture.body import Body, Template, capture
+from interlace.capture.bindings import Bindings
+from interlace.capture.body import Body, Bound, Template, again, capture
 from interlace.capture.fault import CaptureError
+from interlace.capture.find import block_of
 from interlace.capture.scope import Family, Scope
 from interlace.capture.skip import Skipped
 
-__all__ = ["Body", "CaptureError", "Family", "Scope", "Skipped", "Template", "capture", "held", "write"]
+__all__ = [
+    "Bindings",
+    "Body",
+    "Bound",
+    "CaptureError",
+    "Family",
+    "Scope",
+    "Skipped",
+    "Template",
+    "again",
+    "block_of",
+    "capture",
+    "held",
+    "write",
+]
