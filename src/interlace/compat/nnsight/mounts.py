@@ -28,7 +28,7 @@ class _Save:
     """`x.save()` for any `x`, which returns `x`."""
 
     def __get__(self, value: Any, owner: type) -> Any:
-        is_class = value is None and owner is not type(None)
+        is_class = _of_class(value, owner)
         if is_class or not calls_attribute(sys._getframe(1)) or _own(owner):
             kind = f"type object {owner.__name__!r}" if is_class else f"{owner.__name__!r} object"
             raise AttributeError(
@@ -58,22 +58,31 @@ def backward(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     return il.backward(tensor, *args, **kwargs)
 
 
-def _hiding(names_of: Callable[[Any], Iterable[str]]) -> Callable[[Any], Iterable[str]]:
+class _Names:
     """A `__dir__` that leaves out the `save` of `object`: some libraries act on every name that `dir` tells."""
 
-    @functools.wraps(names_of)
-    def names(value: Any) -> Iterable[str]:
-        found = names_of(value)
-        kinds = value.__mro__ if isinstance(value, type) else [*type(value).__mro__, value]
+    def __init__(self, names_of: Callable[[Any], Iterable[str]]) -> None:
+        functools.update_wrapper(self, names_of)  # type: ignore[arg-type]
+        self._names_of = names_of
+
+    def __get__(self, value: Any, owner: type) -> Any:
+        return self if _of_class(value, owner) else functools.partial(self, value)
+
+    def __call__(self, value: Any) -> Iterable[str]:
+        found = self._names_of(value)
+        kinds = value.__mro__ if isinstance(value, type) else (*type(value).__mro__, value)
         if any("save" in getattr(kind, "__dict__", ()) for kind in kinds if kind is not object):
             return found
         return [name for name in found if name != "save"]
 
-    return names
+
+def _of_class(value: Any, owner: type) -> bool:
+    """Whether a class was asked, and not an instance: None is an instance too, which a function would not see."""
+    return value is None and owner is not type(None)
 
 
 _BEFORE = {object: object.__dict__["__dir__"], type: type.__dict__["__dir__"]}
-_MOUNTED = {kind: _hiding(names_of) for kind, names_of in _BEFORE.items()}
+_MOUNTED = {kind: _Names(names_of) for kind, names_of in _BEFORE.items()}
 
 
 def _names_of(kind: type) -> dict[str, Any]:

@@ -64,10 +64,7 @@ class _Items(Loop):
 
     __slots__ = ()
 
-    def __enter__(self) -> int:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # told already
-            return super().__enter__()
+    old = None  # told already
 
 
 class Condition:
