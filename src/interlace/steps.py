@@ -147,7 +147,9 @@ class Loop(Iterator[int]):
 
     __slots__ = ("_body", "_steps")
 
-    old: str | None = "`with tracer.iter[...] as step:` is an old form; write `for step in tracer.iter[...]:`."
+    old: str | None = (
+        "`with tracer.iter[...] as step:` is an old form; write `for step in tracer.iter[...]:`."
+    )
     """What is said of the form with `with`."""
 
     def __init__(self, steps: Iterator[int]) -> None:

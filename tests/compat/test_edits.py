@@ -9,7 +9,7 @@ from tests.models import Transformer, ids
 
 
 def silent(net: Transformer) -> torch.Tensor:
-    with changed(net.h[0].mlp, lambda out: 0 * out):  # type: ignore[arg-type]
+    with changed(net.h[0].mlp, lambda out: 0 * out):
         found: torch.Tensor = net(ids()).logits
         return found
 
@@ -54,7 +54,7 @@ def test_an_attached_module_seen_by_later_traces(net: Transformer, model: Any) -
     with edited.trace(ids()):
         acts = edited.h[0].sae.output.save()
         logits = edited.output.logits.save()
-    with changed(net.h[0], lambda out: (net.h[0].sae(out[0]),)):  # type: ignore[operator]
+    with changed(net.h[0], lambda out: (net.h[0].sae(out[0]),)):
         want = net(ids()).logits
     assert torch.equal(logits, want)
     assert acts.shape == (2, 5, 8)
@@ -65,7 +65,7 @@ def test_edits_stack(net: Transformer, model: Any) -> None:
         model.h[0].mlp.output[:] = 0
     with one.edit() as two:
         one.h[1].mlp.output[:] = 0
-    with changed(net.h[1].mlp, lambda out: 0 * out):  # type: ignore[arg-type]
+    with changed(net.h[1].mlp, lambda out: 0 * out):
         want = silent(net)
     assert torch.equal(two(ids()).logits, want)
     assert torch.equal(one(ids()).logits, silent(net))

@@ -34,7 +34,7 @@ def test_the_result(lm: Any, alone: Any) -> None:
 
 def test_steps(lm: Any, alone: Any) -> None:
     with lm.generate("a b c", **LONG) as tracer:
-        logits = list().save()  # type: ignore[attr-defined]  # noqa: C408
+        logits = list().save()  # noqa: C408
         for _ in tracer.iter[:]:
             logits.append(lm.lm_head.output)
         after = lm.generator.output.save()
@@ -118,7 +118,7 @@ def test_prompts(lm: Any, alone: Any) -> None:
             tokens = []
             for _ in tracer.iter[:]:
                 tokens.append(lm.lm_head.output[0, -1].argmax(-1))
-            tokens.save()  # type: ignore[attr-defined]
+            tokens.save()
         with tracer.invoke("d e f"):
             other = lm.lm_head.output[:, -1].save()
         with tracer.invoke():

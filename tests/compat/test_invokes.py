@@ -1,6 +1,5 @@
 """Several prompts in one forward, in the forms of nnsight's documentation."""
 
-
 from typing import Any
 
 import torch
@@ -67,7 +66,7 @@ def test_a_loop_of_prompts(net: Transformer, model: Any) -> None:
                 model.h[layer].mlp.output[:] = 0
                 results.append(model.output.logits[0, -1].save())
     for layer in range(2):
-        with changed(net.h[layer].mlp, lambda out: 0 * out):  # type: ignore[arg-type]
+        with changed(net.h[layer].mlp, lambda out: 0 * out):
             assert torch.allclose(results[layer], net(CLEAN).logits[0, -1])
 
 

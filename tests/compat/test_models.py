@@ -59,14 +59,21 @@ def test_it_is_loaded_when_it_is_needed(gpt2: str) -> None:
     assert model.repo_id == gpt2
     assert isinstance(model, (NNsight,)) and isinstance(model, TransformersModel)  # noqa: PT018
     assert isinstance(model, il.LanguageModel)
-    assert LanguageModel(gpt2, dispatch=True).dispatched  # type: ignore[no-untyped-call, unused-ignore]
+    assert LanguageModel(gpt2, dispatch=True).dispatched
 
 
 def test_a_ready_model_and_other_input(gpt2: str) -> None:
     ready = GPT2LMHeadModel.from_pretrained(gpt2).eval()
     model: Any = LanguageModel(ready, tokenizer=tokenizer(), rename={"transformer": "model", "h": "layers"})
     ids = torch.tensor([[2, 3, 4]])
-    for given in ("a b c", ["a b c"], [2, 3, 4], ids, {"input_ids": ids}, tokenizer()("a b c", return_tensors="pt")):
+    for given in (
+        "a b c",
+        ["a b c"],
+        [2, 3, 4],
+        ids,
+        {"input_ids": ids},
+        tokenizer()("a b c", return_tensors="pt"),
+    ):
         with model.trace(given):
             logits = model.lm_head.output.save()
         assert torch.equal(logits, ready(ids).logits)
@@ -77,7 +84,9 @@ def test_a_ready_model_and_other_input(gpt2: str) -> None:
         LanguageModel(ready).trace("a").__enter__()
 
 
-@pytest.mark.parametrize("automodel", ["AutoModelForSeq2SeqLM", AutoModelForSeq2SeqLM, T5ForConditionalGeneration])
+@pytest.mark.parametrize(
+    "automodel", ["AutoModelForSeq2SeqLM", AutoModelForSeq2SeqLM, T5ForConditionalGeneration]
+)
 def test_encoder_and_decoder(automodel: Any, tmp_path: Path) -> None:
     t5 = T5ForConditionalGeneration(
         T5Config(vocab_size=len(WORDS), decoder_start_token_id=0, pad_token_id=0, **SMALL)
@@ -114,10 +123,12 @@ def test_an_encoder_of_text(tmp_path: Path) -> None:
 
 def test_a_model_that_reads_no_text(tmp_path: Path) -> None:
     vit = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **BERT))
-    model: Any = TransformersModel(saved(vit, tmp_path, words=False), automodel="AutoModelForImageClassification")
+    model: Any = TransformersModel(
+        saved(vit, tmp_path, words=False), automodel="AutoModelForImageClassification"
+    )
     image = torch.rand(1, 3, 8, 8)
-    for give in (((image,), {}), ((), {"pixel_values": image})):
-        with model.trace(*give[0], **give[1]):
+    for args, kwargs in (((image,), {}), ((), {"pixel_values": image})):
+        with model.trace(*args, **kwargs):
             logits = model.output.logits.save()
         assert torch.equal(logits, vit(image).logits)
     assert model.tokenizer is None

@@ -1,6 +1,6 @@
 """What the import puts on objects that are not ours, and what it leaves alone.
 
-pytest takes an asserted `x.save()` apart into two statements, which is not a written-out call: saved first, asserted then.
+pytest takes an asserted `x.save()` apart into two statements: it is saved first here, and asserted then.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def test_to_everybody_else_it_is_not_there() -> None:
     assert "save" in dir(Own)
     assert "save" in dir(Own())
     assert "save" in dir(types.SimpleNamespace(save=1))
-    for use in (lambda: value.save, lambda: value.save("file"), lambda: list.save()):  # type: ignore[attr-defined]
+    for use in (lambda: value.save, lambda: value.save("file"), lambda: list.save()):
         with pytest.raises(AttributeError, match="no attribute 'save'"):
             use()
 
@@ -104,12 +104,12 @@ def test_names_of_classes_are_as_before() -> None:
 def test_it_goes_away() -> None:
     mounts.unmount()
     with pytest.raises(AttributeError, match="'list' object has no attribute 'save'"):
-        [1].save()  # type: ignore[attr-defined]
+        [1].save()
     assert "save" not in object.__dict__
     assert torch.Tensor.backward is mounts.TORCH_BACKWARD
     mounts.mount()
     mounts.mount()
-    saved = [1].save()  # type: ignore[attr-defined]
+    saved = [1].save()
     assert saved == [1]
 
 
@@ -119,7 +119,7 @@ def test_the_setting_takes_it_away() -> None:
     assert "save" not in object.__dict__
     tensor = torch.ones(1).save()  # the library's own
     nnsight.CONFIG.APP.PYMOUNT = True
-    number = (3).save()  # type: ignore[attr-defined]
+    number = (3).save()
     assert (tensor, number) == (1, 3)
 
 

@@ -23,7 +23,7 @@ class Heads(Envoy):
     @heads.preprocess
     def heads(self, value: Any) -> Tensor:
         args, _ = value
-        return args[0].unflatten(-1, (2, -1))  # type: ignore[no-any-return]
+        return args[0].unflatten(-1, (2, -1))
 
     @heads.postprocess
     def heads(self, value: Tensor) -> Any:
@@ -77,7 +77,7 @@ def test_it_is_assigned_and_edited_in_place(net: Transformer, headed: Any) -> No
         value[..., :4] = 0
         return (value,)
 
-    hook = net.h[0].attn.proj.register_forward_pre_hook(second_head_only)  # type: ignore[union-attr, operator]
+    hook = net.h[0].attn.proj.register_forward_pre_hook(second_head_only)
     want = net(ids()).logits
     hook.remove()
     with headed.trace(ids()):
@@ -93,7 +93,7 @@ def test_it_is_assigned_and_edited_in_place(net: Transformer, headed: Any) -> No
 
 
 def test_a_transform_takes_back_what_was_edited(net: Transformer, headed: Any) -> None:
-    with changed(net.h[0].mlp, lambda out: out + 1):  # type: ignore[arg-type]
+    with changed(net.h[0].mlp, lambda out: out + 1):
         want = net(ids()).logits
     with headed.trace(ids()):
         headed.h[0].mlp.doubled[:] += 2
@@ -106,7 +106,9 @@ def test_a_transform_takes_back_what_was_edited(net: Transformer, headed: Any) -
 
 
 def test_what_would_be_lost_is_refused(headed: Any) -> None:
-    with pytest.raises(WriteError, match=r"`model.h\[0\].mlp.copied` was edited in place.*\n.*copied.transform"):
+    with pytest.raises(
+        WriteError, match=r"`model.h\[0\].mlp.copied` was edited in place.*\n.*copied.transform"
+    ):
         with headed.trace(ids()):
             headed.h[0].mlp.copied[:] = 0
     with headed.trace(ids()):

@@ -18,7 +18,7 @@ def test_operations_are_read_and_changed(net: Transformer, model: Any) -> None:
     with model.trace(ids()):
         model.h[0].attn.source.scores_softmax_0.output[:] = 0
         out = model.h[0].attn.output[0].save()
-    assert torch.equal(out, net.h[0].attn.proj.bias.expand_as(out))  # type: ignore[union-attr, operator]
+    assert torch.equal(out, net.h[0].attn.proj.bias.expand_as(out))
     with model.trace(ids()):
         args, kwargs = model.h[0].attn.source.scores_softmax_0.inputs.save()
     assert args == (-1,)
@@ -38,5 +38,5 @@ def test_inside_the_attention_of_transformers(lm: Any) -> None:
     assert torch.equal(silent, attn.c_proj.bias.expand_as(out))
     assert not torch.equal(silent, out)
     with lm.trace("a b c"):
-        names = [name for name in attn.source.attention_interface_0.source.operations].save()  # type: ignore[attr-defined]  # noqa: C416
+        names = [name for name in attn.source.attention_interface_0.source.operations].save()  # noqa: C416
     assert names

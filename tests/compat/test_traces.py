@@ -41,8 +41,8 @@ def test_functions_methods_and_operations(net: Transformer, model: Any) -> None:
     with model.trace(ids()):
         value = model.h[0].output[0].sum()
         doubled = (value + model.h[0].output[0].sum()).save()
-        best = max(value.item(), 0.0).save()  # type: ignore[attr-defined]
-        rows = [row.mean() for row in model.h[0].output[0]].save()  # type: ignore[attr-defined]
+        best = max(value.item(), 0.0).save()
+        rows = [row.mean() for row in model.h[0].output[0]].save()
     assert doubled == 2 * seen[0][0].sum()
     assert best == max(seen[0][0].sum().item(), 0.0)
     assert torch.equal(torch.stack(rows), seen[0][0].mean((1, 2)))
@@ -87,7 +87,7 @@ def test_conditions_and_loops(model: Any) -> None:
             hidden = layer.output[0]
             if hidden.mean() > -100:
                 kept.append(hidden.save())
-        names = [layer.path for layer in model.h].save()  # type: ignore[attr-defined]
+        names = [layer.path for layer in model.h].save()
     assert len(kept) == 2
     assert names == ["model.h.0", "model.h.1"]
 
@@ -119,7 +119,7 @@ def test_a_module_that_was_attached_counts_with_hook(net: Transformer, model: An
         seen = model.h[0].adapter.output.save()
         model.h[0].output = (seen,)
         logits = model.output.logits.save()
-    with changed(net.h[0], lambda out: (net.h[0].adapter(out[0]),)):  # type: ignore[operator]
+    with changed(net.h[0], lambda out: (net.h[0].adapter(out[0]),)):
         assert torch.equal(net(ids()).logits, logits)
 
 
@@ -163,7 +163,9 @@ def test_options_that_say_where_it_runs(model: Any) -> None:
         here = model.output.logits.save()
     with model.trace(ids(), remote="local"):
         assert torch.equal(model.output.logits, here)
-    with pytest.raises(NotImplementedError, match=r"`trace\(remote=True\)` asks for another machine") as raised:
+    with pytest.raises(
+        NotImplementedError, match=r"`trace\(remote=True\)` asks for another machine"
+    ) as raised:
         model.trace(ids(), remote=True)
     assert "the model runs here" in str(raised.value)
     for opened in (lambda: model.session(remote=True), lambda: model.trace(ids(), backend="https://example")):
@@ -182,7 +184,7 @@ def test_errors_of_requests(model: Any) -> None:
         model.h[0].output.save()
     assert Mediator.OutOfOrderError is OrderError
     with pytest.raises(ValueError, match="only inside a trace"):
-        model.h[0].output  # noqa: B018
+        model.h[0].output
     with pytest.raises(ValueError, match="without an input"), model.trace():
         model.output.save()
 
@@ -203,7 +205,9 @@ def test_the_tree(model: Any) -> None:
 
 
 def test_renaming() -> None:
-    model = NNsight(Transformer(), rename={"h": "layers", "attn": ["attention", "self_attn"], ".lm_head": ".unembed"})
+    model = NNsight(
+        Transformer(), rename={"h": "layers", "attn": ["attention", "self_attn"], ".lm_head": ".unembed"}
+    )
     with model.trace(ids()):
         one = model.layers[0].attention.output[0].save()
     with model.trace(ids()):
@@ -230,6 +234,6 @@ def test_what_is_not_here_says_what_to_write() -> None:
     for name, why in (("VLLM", "NNsight"), ("ndif_status", "none"), ("stop", r"tracer\.stop")):
         with pytest.raises(NameMissError, match=f"`nnsight.{name}` is not here.*{why}"):
             getattr(nnsight, name)
-    with pytest.raises(AttributeError, match="no `LanguagModel`. Did you mean `LanguageModel`"):
-        nnsight.LanguagModel  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no `LanguagModel`\. Did you mean `LanguageModel`"):
+        nnsight.LanguagModel
     assert {"NNsight", "LanguageModel", "save"} <= set(dir(nnsight))

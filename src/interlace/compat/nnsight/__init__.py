@@ -16,7 +16,7 @@ Importing it puts `.save()` on every object and `with loss.backward():` on tenso
 import importlib
 from typing import Any
 
-from interlace.compat.nnsight import mounts, old, remote
+from interlace.compat.nnsight import elsewhere, mounts, old
 from interlace.compat.nnsight.intervention.base import NNsight
 from interlace.compat.nnsight.intervention.envoy import Envoy, eproperty
 from interlace.compat.nnsight.schema.config import CONFIG
@@ -55,8 +55,8 @@ def __getattr__(name: str) -> Any:
         return getattr(module, name) if _LATE[name] else module
     if name in old.FORMS:
         return old.FORMS[name]
-    if name in remote.ELSEWHERE:
-        raise NameMissError(f"`nnsight.{name}` is not here. {remote.ELSEWHERE[name]}")
+    if name in elsewhere.ELSEWHERE:
+        raise NameMissError(f"`nnsight.{name}` is not here. {elsewhere.ELSEWHERE[name]}")
     raise NameMissError(f"`interlace.compat.nnsight` has no `{name}`.{nearest(name, [*__all__, *old.FORMS])}")
 
 

@@ -62,7 +62,7 @@ class _Names:
     """A `__dir__` that leaves out the `save` of `object`: some libraries act on every name that `dir` tells."""
 
     def __init__(self, names_of: Callable[[Any], Iterable[str]]) -> None:
-        functools.update_wrapper(self, names_of)  # type: ignore[arg-type]
+        functools.update_wrapper(self, names_of)
         self._names_of = names_of
 
     def __get__(self, value: Any, owner: type) -> Any:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from interlace.capture import Body, capture
-from interlace.compat.nnsight.remote import here
+from interlace.compat.nnsight.elsewhere import here
 from interlace.session import Session
 from interlace.steps import Loop
 

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from interlace.compat.nnsight.remote import here
+from interlace.compat.nnsight.elsewhere import here
 from interlace.model import Model
 from interlace.trace import Trace
 

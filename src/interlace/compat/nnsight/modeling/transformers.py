@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from interlace import language
+from interlace.compat.nnsight.elsewhere import here
 from interlace.compat.nnsight.intervention.base import NNsight
-from interlace.compat.nnsight.remote import here
 from interlace.frames import with_follows
 
 
