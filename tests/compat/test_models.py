@@ -155,6 +155,7 @@ PATHS = {
     "modeling.language": ["LanguageModel", "TransformersModel"],
     "modeling.transformers": ["TransformersModel"],
     "modeling.huggingface": ["HuggingFaceModel"],
+    "util": ["WrapperModule"],
     "schema.config": ["ConfigModel", "CONFIG"],
 }
 

@@ -16,7 +16,7 @@ Importing it puts `.save()` on every object and `with loss.backward():` on tenso
 import importlib
 from typing import Any
 
-from interlace.compat.nnsight import elsewhere, mounts, old
+from interlace.compat.nnsight import elsewhere, mounts, old, util
 from interlace.compat.nnsight.intervention.base import NNsight
 from interlace.compat.nnsight.intervention.envoy import Envoy, eproperty
 from interlace.compat.nnsight.schema.config import CONFIG
@@ -43,6 +43,7 @@ __all__ = [
     "TransformersModel",
     "eproperty",
     "save",
+    "util",
 ]
 
 mounts.mount()
