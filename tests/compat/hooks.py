@@ -39,3 +39,11 @@ def first(value: Any) -> torch.Tensor:
     """The hidden states of a block, which some versions of transformers return in a tuple."""
     found: torch.Tensor = value[0] if isinstance(value, tuple) else value
     return found
+
+
+def encoded(text: str) -> dict[str, torch.Tensor]:
+    """Token ids and mask of a prompt. Tokenizers of transformers 4 give token types too, which GPT-2 would embed."""
+    from tests.tiny import tokenizer
+
+    found = tokenizer()(text, return_tensors="pt")
+    return {name: found[name] for name in ("input_ids", "attention_mask")}

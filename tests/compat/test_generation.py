@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.compat.hooks import changed, first, outputs
-from tests.tiny import tokenizer
+from tests.compat.hooks import changed, encoded, first, outputs
 
 pytestmark = pytest.mark.language
 
@@ -17,7 +16,7 @@ LONG = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
 def alone(lm: Any) -> Any:
     """The ids that are generated without a trace, and the output of the head in each step."""
     with outputs(lm._module.lm_head) as seen:
-        made = lm._module.generate(**tokenizer()("a b c", return_tensors="pt"), pad_token_id=0, **LONG)
+        made = lm._module.generate(**encoded("a b c"), pad_token_id=0, **LONG)
     return made, seen
 
 
@@ -103,7 +102,7 @@ def test_steering_every_step(lm: Any) -> None:
         return (first(out) + direction, *out[1:]) if isinstance(out, tuple) else out + direction
 
     with changed(lm._module.transformer.h[0], steer):
-        want = lm._module.generate(**tokenizer()("a b c", return_tensors="pt"), pad_token_id=0, **LONG)
+        want = lm._module.generate(**encoded("a b c"), pad_token_id=0, **LONG)
     with lm.generate("a b c", **LONG) as tracer:
         for _ in tracer.all():
             first(lm.transformer.h[0].output)[:] += direction

@@ -21,7 +21,7 @@ import interlace as il
 import interlace.compat.nnsight as nnsight
 from interlace.compat.nnsight import LanguageModel, NNsight, TransformersModel
 from interlace.errors import InputError
-from tests.compat.hooks import first
+from tests.compat.hooks import encoded, first
 from tests.tiny import WORDS, save, tokenizer
 
 pytestmark = [pytest.mark.language, pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers")]
@@ -72,7 +72,7 @@ def test_a_ready_model_and_other_input(gpt2: str) -> None:
         [2, 3, 4],
         ids,
         {"input_ids": ids},
-        tokenizer()("a b c", return_tensors="pt"),
+        encoded("a b c"),
     ):
         with model.trace(given):
             logits = model.lm_head.output.save()
@@ -92,19 +92,19 @@ def test_encoder_and_decoder(automodel: Any, tmp_path: Path) -> None:
         T5Config(vocab_size=len(WORDS), decoder_start_token_id=0, pad_token_id=0, **SMALL)
     )
     model: Any = TransformersModel(saved(t5, tmp_path), automodel=automodel)
-    encoded = tokenizer()("a b c", return_tensors="pt")
+    prompt = encoded("a b c")
     begun = torch.tensor([[0, 5]])
     with model.trace("a b c", decoder_input_ids=begun):
         hidden = model.encoder.block[0].output[0].save()
         logits = model.output.logits.save()
-    assert torch.equal(logits, t5(encoded["input_ids"], decoder_input_ids=begun).logits)
+    assert torch.equal(logits, t5(prompt["input_ids"], decoder_input_ids=begun).logits)
     assert hidden.shape == (1, 3, 8)
     with model.generate("a b c", max_new_tokens=3, min_new_tokens=3) as tracer:
         steps = []
         for _ in tracer.iter[:]:
             steps.append(model.lm_head.output.save())
     assert len(steps) == 3
-    want = t5.generate(**encoded, max_new_tokens=3, min_new_tokens=3)
+    want = t5.generate(**prompt, max_new_tokens=3, min_new_tokens=3)
     assert torch.equal(tracer.result, want)
 
 
