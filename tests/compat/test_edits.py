@@ -69,3 +69,18 @@ def test_edits_stack(net: Transformer, model: Any) -> None:
         want = silent(net)
     assert torch.equal(two(ids()).logits, want)
     assert torch.equal(one(ids()).logits, silent(net))
+
+
+def test_a_later_trace_changes_the_attached_module(net: Transformer, model: Any) -> None:
+    """The value that an edit computed with a module of its own is read and changed before the edit goes on."""
+    model.h[0].sae = torch.nn.Linear(8, 8)
+    with model.edit(inplace=True):
+        model.h[0].output = (model.h[0].sae(model.h[0].output[0], hook=True),)
+    with model.trace(ids()):
+        x = model.h[0].sae.input.save()
+        model.h[0].sae.output = torch.zeros(2, 5, 8)
+        logits = model.output.logits.save()
+    with changed(net.h[0], lambda out: (0 * out[0],)):
+        want = net(ids()).logits
+    assert x.shape == (2, 5, 8)
+    assert torch.equal(logits, want)
