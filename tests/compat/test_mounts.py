@@ -113,6 +113,21 @@ def test_it_goes_away() -> None:
     assert saved == [1]
 
 
+def test_what_another_tool_put_there_comes_back() -> None:
+    mounts.unmount()
+    names = mounts._names_of(object)
+    names["save"] = other = property(lambda value: lambda: "other")
+    try:
+        mounts.mount()
+        ours = [1].save()
+        mounts.unmount()
+        assert names["save"] is other
+    finally:
+        names.pop("save", None)
+        mounts.mount()
+    assert ours == [1]
+
+
 def test_the_setting_takes_it_away() -> None:
     assert nnsight.CONFIG.APP.PYMOUNT
     nnsight.CONFIG.APP.PYMOUNT = False

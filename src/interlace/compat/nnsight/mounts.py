@@ -25,7 +25,14 @@ TORCH_BACKWARD: Any = torch.Tensor.backward
 
 
 class _Save:
-    """`x.save()` for any `x`, which returns `x`."""
+    """`x.save()` for any `x`, which returns `x`.
+
+    Args:
+        before: What another tool had put there.
+    """
+
+    def __init__(self, before: Any) -> None:
+        self.before = before
 
     def __get__(self, value: Any, owner: type) -> Any:
         is_class = _of_class(value, owner)
@@ -102,10 +109,11 @@ def mount_save(wanted: bool = True) -> None:
         return
     for kind, names_of in (_MOUNTED if wanted else _BEFORE).items():
         _names_of(kind)["__dir__"] = names_of
-    if wanted:
-        _names_of(object)["save"] = _Save()
-    else:
-        del _names_of(object)["save"]
+    names = _names_of(object)
+    held = names.pop("save", None)
+    before = held.before if isinstance(held, _Save) else held
+    if wanted or before is not None:
+        names["save"] = _Save(before) if wanted else before
     for kind in _BEFORE:  # forget what lookups found before
         ctypes.pythonapi.PyType_Modified(ctypes.py_object(kind))
 
