@@ -29,6 +29,17 @@ class Heads(Envoy):
     def heads(self, value: Tensor) -> Any:
         return (value.flatten(-2),), {}
 
+    @eproperty(key="proj.input")
+    def heads_first(self) -> None: ...
+
+    @heads_first.preprocess
+    def heads_first(self, value: Any) -> Tensor:
+        return value[0][0].unflatten(-1, (2, -1)).movedim(-2, 0).contiguous()  # type: ignore[no-any-return]
+
+    @heads_first.transform
+    def heads_first(self, value: Tensor) -> Any:
+        return (value.movedim(0, -2).flatten(-2),), {}
+
 
 class Hidden(Envoy):
     @eproperty(key="output")
@@ -88,8 +99,18 @@ def test_it_is_assigned_and_edited_in_place(net: Transformer, headed: Any) -> No
         value[:, :, 0] = 0
         headed.h[0].attn.heads = value
         assigned = headed.output.logits.save()
+    with headed.trace(ids()):
+        headed.h[0].attn.heads_first[0] = 0
+        copied = headed.output.logits.save()
     assert torch.equal(edited, want)
     assert torch.equal(assigned, want)
+    assert torch.equal(copied, want)
+
+
+def test_it_is_the_same_at_each_look(headed: Any) -> None:
+    with headed.trace(ids()):
+        for name in ("heads", "heads_first"):
+            assert getattr(headed.h[0].attn, name) is getattr(headed.h[0].attn, name)
 
 
 def test_a_transform_takes_back_what_was_edited(net: Transformer, headed: Any) -> None:
