@@ -75,7 +75,7 @@ def test_a_generation(lm: Any) -> None:
         lm.generate("a b c", max_new_tokens=3, min_new_tokens=3) as tracer,
     ):
         cache = tracer.cache(modules=[lm.transformer.h[0]])
-    visits = cache["model.transformer.h.0"]
-    assert len(visits) == 3
-    for one, want in zip(visits, seen, strict=True):
-        assert torch.equal(first(one.output), first(want))
+    entry = cache["model.transformer.h.0"]
+    assert len(entry.output) == len(seen) == 3
+    for number, want in enumerate(seen):
+        assert torch.equal(first(entry[number].output), first(want))
