@@ -350,9 +350,9 @@ class Envoy:
         """The envoy of a child module; made once."""
         own = self.__dict__
         found = own.get(name)
-        if isinstance(found, Envoy) and found._path == f"{self._path}.{name}":
-            return found
         path = f"{self._path}.{name}"
+        if isinstance(found, Envoy) and found._path == path:
+            return found
         child = self._tree.envoy(path, lambda: _make(self._tree, path, self))
         own[name] = child
         return child
@@ -477,7 +477,12 @@ class Envoy:
         return True
 
     def __iter__(self) -> Iterator["Envoy"]:
-        return iter([self._child(name) for name, child in self._module._modules.items() if child is not None])
+        own, found = self.__dict__, []
+        for name, module in self._module._modules.items():
+            if module is not None:
+                made: Any = own.get(name)
+                found.append(made if getattr(made, "_module", None) is module else self._child(name))
+        return iter(found)
 
     def __dir__(self) -> list[str]:
         aliases = self._tree.names.aliases.get(self._path, {})

@@ -119,6 +119,13 @@ class Trace:
     def _begin(self, call: Call, workers: list[Worker]) -> None:
         run = Schedule(workers).around(call) if workers else Run(call)
         self._run, self._steps = run, Steps(run, self._pace())
+        if self._taps is not None:
+            self._serve_taps(self._taps, run)
+
+    @staticmethod
+    def _serve_taps(taps: Taps, run: Run) -> None:
+        taps.serve(run.tally)
+        run.known = taps.keys
 
     def _pace(self) -> Site | None:
         return self.model._site if self._paced else None
@@ -140,8 +147,8 @@ class Trace:
             self._taps.remove()
             self._taps = taps
             taps.install()
-        assert self._run is not None
-        return self._run
+            self._serve_taps(taps, cast("Run", self._run))
+        return cast("Run", self._run)
 
     def invoke(self, *args: Any, **kwargs: Any) -> Invoke:
         """One prompt of several in this run: `with tracer.invoke(x):`, or `@tracer.invoke(x)` over a function.
@@ -250,6 +257,7 @@ class Trace:
         if not any(module in placed.modules for placed in (self._taps, *self._strays) if placed is not None):
             self._strays.append(Taps(module.modules()))
             self._strays[-1].install()
+            self.model_run.learn(self._strays[-1].keys())
 
     def unfuse(self, module: nn.Module) -> None:
         """Keep torch's fused path from passing over this module in this run.

@@ -6,7 +6,7 @@ It holds no envoy strongly, so that no cycle keeps a model alive.
 import threading
 import weakref
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,28 @@ if TYPE_CHECKING:
     from interlace.envoy import Envoy
     from interlace.rename import Names
     from interlace.trace import Trace
+
+
+class Opened:
+    """An open trace of a frame, and the one that was opened there before it."""
+
+    __slots__ = ("before", "code", "trace")
+
+    def __init__(self, code: CodeType, trace: "weakref.ref[Trace]", before: "Opened | None") -> None:
+        self.code = code
+        self.trace = trace
+        self.before = before
+
+    def all(self) -> "list[Trace | None]":
+        """This trace and those before it."""
+        return [self.trace(), *(self.before.all() if self.before is not None else [])]
+
+    def without(self, trace: "Trace") -> "Opened | None":
+        """The same, without a trace that is over and those that nobody holds any more."""
+        before = None if self.before is None else self.before.without(trace)
+        if self.trace() in (trace, None):
+            return before
+        return Opened(self.code, self.trace, before)
 
 
 class Tree:
@@ -53,7 +75,7 @@ class Tree:
         self.strays: dict[str, nn.Module] = {}
         self.kind: type[Envoy] | None = None
         self.state: dict[str, Any] = {}
-        self._open: dict[int, list[weakref.ref[Trace]]] = {}
+        self._open: dict[int, Opened] = {}
         self._taps: Taps | None = None
         self._leaves: list[dict[str, Any]] = []
         self._inner: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
@@ -72,23 +94,28 @@ class Tree:
 
     def opened(self, owner: Owner, trace: "Trace") -> None:
         """A trace begins to serve the requests of its owner's frame."""
-        self._open.setdefault(owner.key, []).append(weakref.ref(trace))
+        key = owner.key
+        self._open[key] = Opened(owner.code, weakref.ref(trace), self._open.get(key))
 
     def closed(self, owner: Owner, trace: "Trace") -> None:
         """A trace serves no more requests."""
-        held = self._open.get(owner.key, [])
-        held[:] = [ref for ref in held if ref() is not None and ref() is not trace]
-        if not held:
+        first = self._open.get(owner.key)
+        left = None if first is None else first.without(trace)
+        if left is not None:
+            self._open[owner.key] = left
+        else:
             self._open.pop(owner.key, None)
 
     def trace_at(self, frame: FrameType | None) -> "Trace | None":
         """The open trace whose owner is nearest outward from `frame`."""
         found = self._open
         while frame is not None and found:
-            for ref in reversed(found.get(id(frame), ())):
-                trace = ref()
-                if trace is not None and trace.owner.code is frame.f_code:
+            opened = found.get(id(frame))
+            while opened is not None:
+                trace = opened.trace()
+                if trace is not None and opened.code is frame.f_code:
                     return trace
+                opened = opened.before
             frame = frame.f_back
         return None
 
@@ -97,7 +124,7 @@ class Tree:
         trace = self.trace_at(frame)
         if trace is not None:
             return trace
-        traces = [ref() for held in list(self._open.values()) for ref in held]
+        traces = [trace for opened in list(self._open.values()) for trace in opened.all()]
         here = threading.get_ident()
         if any(trace is not None and trace.thread != here for trace in traces):
             raise ThreadError(

@@ -141,7 +141,7 @@ class Worker:
         run._site = site
         return self._own(schedule.live)
 
-    def ahead(self, site: Site, port: Port, number: int) -> bool:
+    def ahead(self, site: Site, port: Port, number: int, inside: bool = False) -> bool:  # noqa: ARG002
         """Wait like `ask`, and tell whether the visit came before the model ended."""
         try:
             self.ask(site, port, number)
