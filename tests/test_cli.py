@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import interlace as il
 from interlace.cli import main
 from interlace.demo.story import Findings, tell
 
@@ -107,6 +108,7 @@ def test_pictures_are_written_as_files(told: Findings, tmp_path: Path) -> None:
     [
         ([], "Say what to do: interlace demo"),
         (["demon"], "choose from demo"),
+        (["report", "--out", "r"], "unrecognized arguments: --out r"),
         (["demo", "--out", "no/such/r.html"], "Make it first: mkdir -p 'no/such'"),
         (["demo", "--out", "."], "is a folder. Name a file: --out"),
         (["demo", "--pictures", "no/such"], "Make it first: mkdir -p 'no/such'"),
@@ -136,6 +138,11 @@ def test_version_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert ended.value.code == 0
     assert re.fullmatch(r"interlace \d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+def test_report_prints_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report"]) == 0
+    assert capsys.readouterr().out == f"{il.report()}\n"
 
 
 # ------------------------------------------------------------------------------------- what it found

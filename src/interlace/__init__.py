@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from interlace import errors
 from interlace.config import config
+from interlace.environment import report
 from interlace.envoy import Envoy
 from interlace.model import Model
+from interlace.nonfinite import find_nonfinite
 from interlace.saving import save
 from interlace.trace import Trace
 from interlace.views import view
@@ -34,7 +36,9 @@ __all__ = [
     "config",
     "demo_model",
     "errors",
+    "find_nonfinite",
     "insist",
+    "report",
     "save",
     "view",
 ]

@@ -13,6 +13,7 @@ from interlace.demo.pictures import pictures
 from interlace.demo.report import page
 from interlace.demo.sentences import summary
 from interlace.demo.story import tell
+from interlace.environment import report as environment
 
 __all__ = ["main"]
 
@@ -26,7 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     chosen = parser.parse_args(arguments)
     if chosen.command is None:
-        parser.error("Say what to do: interlace demo")
+        parser.error("Say what to do: interlace demo, or interlace report")
+    if chosen.command == "report":
+        print(environment())
+        return 0
     for folder in filter(None, (chosen.out.parent, chosen.pictures)):
         if not folder.is_dir():
             parser.error(f"There is no folder '{folder}'. Make it first: mkdir -p '{folder}'")
@@ -64,4 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=report, metavar="FILE", help="the report (%(default)s)")
     demo.add_argument("--open", action="store_true", help="show the report in a browser")
     demo.add_argument("--pictures", type=Path, metavar="FOLDER", help="also write the pictures as SVG")
+    commands.add_parser(
+        "report",
+        help="print what a bug report needs: versions, the machine, what is guarded, settings",
+        description="Print what a bug report needs. There are no paths, names or keys of yours in it.",
+    )
     return parser

@@ -90,7 +90,7 @@ class Envoy:
         """Stand for another module of the same name from now on."""
         own = self.__dict__
         own["_module"], own["_site"] = module, Site(id(module), self._path)
-        hidden = [name for name in module._modules if name in FEATURES]
+        hidden = [name for name in module._modules.keys() if name in FEATURES]  # noqa: SIM118  (scripted)
         if hidden or "_hides" in vars(type(self)):
             plain = _plain(type(self))
             object.__setattr__(self, "__class__", _shadowed(plain, frozenset(hidden)) if hidden else plain)
@@ -364,7 +364,7 @@ class Envoy:
         if hasattr(type(self), name):
             self._reraise(name)
         module = own["_module"]
-        if module._modules.get(name) is not None:
+        if name in module._modules and module._modules[name] is not None:
             return self._child(name)
         if name in self._tree.extras and self._path == self._tree.path:
             return self._child(name)
@@ -423,7 +423,12 @@ class Envoy:
 
     def _miss(self, name: str) -> NameMissError:
         aliases = self._tree.names.aliases.get(self._path, {})
-        known = [*self._module._modules, *aliases, *FEATURES, *(n for n in dir(self._module) if n[0] != "_")]
+        known = [
+            *self._module._modules.keys(),
+            *aliases,
+            *FEATURES,
+            *(n for n in dir(self._module) if n[0] != "_"),
+        ]
         kind = type(self._module).__name__
         near = nearest(name, dict.fromkeys(known))
         return NameMissError(f"`{spell(self._path)}` ({kind}) has no `{name}`.{near}", name=name, obj=self)

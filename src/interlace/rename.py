@@ -94,7 +94,7 @@ class Names:
         parts = [part for part in key.split(".") if part]
         if "*" in parts:
             here = path.split(".")
-            yield from (name for name in module._modules if matches(parts, [*here, name]))
+            yield from (name for name, _ in module._modules.items() if matches(parts, [*here, name]))
         elif parts and _resolve(module, parts):
             yield ".".join(parts)
 
@@ -157,7 +157,7 @@ def _path(root: str, name: str) -> str:
 
 def _resolve(module: nn.Module | None, parts: list[str]) -> bool:
     for part in parts:
-        module = module._modules.get(part) if module is not None else None
+        module = module._modules[part] if module is not None and part in module._modules else None
     return module is not None
 
 

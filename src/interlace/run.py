@@ -263,6 +263,8 @@ class Run:
     def end(self) -> None:
         """Unwind the model. Its `finally` blocks run; an error in them is reported as a warning."""
         if self.switch.done:
+            if self.at_end:
+                self._release()  # an interrupt fell into it before
             return
         self.tally.before = self.tally.after = Everything()
         self._wanted = None
@@ -272,6 +274,9 @@ class Run:
             return  # left to the thread that owns it
         error = self.switch.error
         self._release()
+        if error is not None and not isinstance(error, Exception):
+            self.switch.error = None
+            raise error  # Ctrl-C, say: it must not end as a warning
         if started and (self._held_back or not self.switch.unwound):
             how = (
                 f"raised {type(error).__name__}: {error}"
@@ -314,7 +319,8 @@ class Run:
         self.watchers.clear()
         self.frames.clear()
         while self.at_end:
-            self.at_end.pop()()
+            self.at_end[-1]()
+            self.at_end.pop()
 
     # -- the model's side ------------------------------------------------------------------------------------
 
@@ -422,8 +428,8 @@ class Run:
         if seen:
             return said + f" after {seen} visit{'s' * (seen > 1)} of it.\nVisits are counted from 0."
         return said + (
-            " and never called it.\nA branch not taken, an unused expert, or `module.forward(...)` called by "
-            "hand cannot be seen there."
+            " and never called it.\nNot seen are a branch not taken, an unused expert, `module.forward(...)` "
+            "called by hand, and calls in other threads."
         )
 
     def beside(

@@ -10,6 +10,7 @@ nothing of models.
 """
 
 import contextvars
+import functools
 import sys
 import threading
 import warnings
@@ -19,6 +20,7 @@ from threading import get_ident
 from types import FrameType
 from typing import Any
 
+import torch
 from greenlet import GreenletExit, greenlet
 from greenlet import getcurrent as getcurrent
 
@@ -27,6 +29,9 @@ from interlace.errors import InterlaceWarning, RunEnded, ThreadError, TraceError
 
 _transform = ambient.transform
 _ambient_now = ambient.read
+
+_TURN = ()
+"""What `switch()` gives when the other side has called it with nothing."""
 
 KEPT = 8
 """How many idle workers a thread keeps."""
@@ -46,6 +51,17 @@ class Worker(greenlet):
         self.nested = isinstance(getcurrent(), Worker)
 
 
+@functools.cache
+def pass_dynamo() -> None:
+    """Let torch.compile see through whoever asks where it executes: compiled code is no run's.
+
+    Without it each module would end the graph, with a warning.
+    """
+    substitute = getattr(torch.compiler, "substitute_in_graph", None)  # torch 2.5 knows none
+    if substitute is not None:
+        substitute(getcurrent, skip_signature_check=True)(lambda: None)
+
+
 class Home:
     """What one thread keeps: idle workers, who is parked, and runs whose trace was left on another thread."""
 
@@ -58,6 +74,14 @@ class Home:
         self.thread = threading.current_thread()
         self.ident = get_ident()
 
+    def __del__(self) -> None:
+        """Let idle workers come to their end while their thread still can: later nothing frees their frames."""
+        if get_ident() == self.ident and not sys.is_finalizing():
+            while self.idle:
+                worker = self.idle.pop()
+                worker.parent = getcurrent()
+                worker.switch()
+
 
 class _Homes(threading.local):
     """Where the home of the current thread is found."""
@@ -68,6 +92,22 @@ class _Homes(threading.local):
 
 _homes = _Homes()
 _guard: list[Callable[[Callable[[], object]], object]] = []
+
+
+def home() -> Home:
+    """What this thread keeps."""
+    return _homes.home
+
+
+def guard() -> Callable[[Callable[[], object]], object]:
+    """The call that every stack begins with; made once.
+
+    Raises:
+        PlatformError: None can be had.
+    """
+    if not _guard:
+        _guard.append(unwind.guarded_call())
+    return _guard[0]
 
 
 def _enter() -> None:
@@ -97,6 +137,12 @@ def carried() -> Any:
     return getattr(getcurrent(), "tracing", None)
 
 
+def waiting() -> FrameType | None:
+    """The innermost frame of whoever waits for the job that executes here; None on any other stack."""
+    here = getcurrent()
+    return here.parent.gr_frame if isinstance(here, Worker) and here.parent is not None else None
+
+
 class Switch:
     """One function on a stack of its own.
 
@@ -112,7 +158,7 @@ class Switch:
 
     def __init__(self, function: Callable[[], Any], carries: Any) -> None:
         if not _guard:
-            _guard.append(unwind.guarded_call())
+            guard()
         self._function: Callable[[], Any] | None = function
         self.carries = carries
         self._worker: Worker | None = None
@@ -134,6 +180,11 @@ class Switch:
         """Whether the function has begun."""
         return self._function is None
 
+    @property
+    def frame(self) -> FrameType | None:
+        """The innermost frame of the function where it pauses."""
+        return None if self._worker is None else self._worker.gr_frame
+
     # -- the side that resumes -------------------------------------------------------------------------------
 
     def resume(self) -> None:
@@ -154,11 +205,10 @@ class Switch:
         if worker is None:
             worker = self._start(home, resumer)
         else:
-            if parked[-1] is token:
+            if parked and parked[-1] is token:
                 parked.pop()
             else:
-                _refuse_operator_frames(worker.gr_frame, sys._getframe())
-                parked.remove(token)
+                self._take_turn(parked, worker)
             if resumer is not self._resumer:
                 worker.parent = self._resumer = resumer
         mine, theirs, tracer = _ambient_now(), self._ambient, sys.gettrace()
@@ -166,18 +216,28 @@ class Switch:
             sys.settrace(None)  # here and nowhere deeper: coverage must see this frame return
         if mine is not theirs and mine != theirs:
             ambient.swap(mine, theirs)
-        worker.switch()
-        now = _ambient_now()
-        if now is not mine and now != mine:
-            ambient.swap(now, mine)
-        if tracer is not None:
-            sys.settrace(tracer)
+        try:
+            came = worker.switch()
+            while came is not _TURN and not self.done:  # a greenlet that the model switched to has ended here
+                came = worker.switch(came)
+        finally:
+            now = _ambient_now()
+            if now is not mine and now != mine:
+                ambient.swap(now, mine)
+            if tracer is not None:
+                sys.settrace(tracer)
         if self.done:
             self._worker = self._resumer = None
             worker.gr_context = None
         else:
             self._ambient = now
             parked.append(token)
+
+    def _take_turn(self, parked: list[object], worker: Worker) -> None:
+        """Go on although others were parked later."""
+        if self._token in parked:
+            _refuse_operator_frames(worker.gr_frame, sys._getframe(1))
+            parked.remove(self._token)
 
     def _start(self, home: Home, resumer: greenlet) -> Worker:
         worker = home.idle.pop() if home.idle else Worker()
@@ -202,6 +262,8 @@ class Switch:
             return  # no stack can be switched to any more, and all of them are about to go
         elif _homes.home is not self._home:
             self._leave_to_owner()
+        elif self._worker.dead:  # an interrupt fell outside of the function
+            self._forget()
         else:
             try:
                 self.resume()
@@ -210,7 +272,7 @@ class Switch:
 
     def _forget(self) -> None:
         self.done = True
-        self._function = self._context = self.carries = None
+        self._function = self._context = self.carries = self._worker = self._resumer = None
 
     def _leave_to_owner(self) -> None:
         if self._abandoned:
@@ -283,18 +345,24 @@ def _is_coverage(tracer: Any) -> bool:
     return type(owner).__module__.partition(".")[0] == "coverage"
 
 
+def in_operator(frame: FrameType | None, until: FrameType | None) -> bool:
+    """Whether an operator of torch runs Python code on a stack, from `frame` outward to `until`."""
+    while frame is not None and frame is not until:
+        if frame.f_code.co_filename.endswith(("torch/_ops.py", "torch/_library/custom_ops.py")):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _refuse_operator_frames(*stacks: FrameType | None) -> None:
     """Raise where two stacks inside Python operators of torch would be left in another order than entered.
 
     pybind11 keeps a chain of pointers into the native stack for each thread and aborts the process when it is
     broken.
     """
-    for frame in stacks:
-        while frame is not None:
-            if frame.f_code.co_filename.endswith(("torch/_ops.py", "torch/_library/custom_ops.py")):
-                raise TraceError(
-                    "A trace paused inside a custom torch operator must be the last one paused when it  goes "
-                    "on.\nFinish the traces that were opened or advanced after it first, or ask for a value "
-                    f"outside of the operator ({frame.f_code.co_name})."
-                )
-            frame = frame.f_back
+    if any(in_operator(frame, None) for frame in stacks):
+        raise TraceError(
+            "A trace paused inside a custom torch operator must be the last one paused when it goes on.\n"
+            "Finish the traces that were opened or advanced after it first, or ask for a value outside of the "
+            "operator."
+        )

@@ -149,23 +149,43 @@ def _reports(
     return [_root(reports[0], lambda: served), *reports[1:]], serve
 
 
+def works() -> bool:
+    """Whether this torch looks at the slot when a module is called."""
+    module, seen = nn.Identity(), list[Any]()
+    module.__dict__[SLOT] = seen.append
+    module(None)
+    return bool(seen)
+
+
 class Taps:
     """The taps of the modules of one tree, put in place and taken away together.
 
     Attributes:
         serve: Says which run the reports serve by the quick way.
-        users: Open traces of the tree, and taps of other trees that found these in place.
+        users: Open traces of the tree, and taps of other trees that found these in place, by id. Whoever is
+            in it can be removed, however far an interrupted `install` or `remove` came.
         lenders: The taps of other trees that stood in some slots when these were put in place.
         replaced: Where something else stood: what `module.compile()` left, or the tap of another tree.
     """
 
-    __slots__ = ("__weakref__", "calls", "lenders", "modules", "replaced", "serve", "slots", "users")
+    __slots__ = (
+        "__weakref__",
+        "calls",
+        "lenders",
+        "modules",
+        "placed",
+        "replaced",
+        "serve",
+        "slots",
+        "users",
+    )
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self.modules = list(modules)
         self.slots = [module.__dict__ for module in self.modules]
         self.calls, self.serve = _reports(self.modules, weakref.ref(self))
-        self.users = 0
+        self.users: set[int] = set()
+        self.placed = False
         self.lenders: list[Taps] = []
         self.replaced: list[int] = []
 
@@ -173,14 +193,15 @@ class Taps:
         """The key of each tapped module."""
         return map(id, self.modules)
 
-    def install(self) -> None:
+    def install(self, user: object) -> None:
         """Put the taps in place, unless a trace of this tree has done so already."""
         with _lock:
-            self.users += 1
-            if self.users == 1:
+            self.users.add(id(user))
+            if not self.placed:
                 found = list(map(dict.setdefault, self.slots, repeat(SLOT), self.calls))
                 if found != self.calls:
                     self._share(found)
+                self.placed = True
 
     def _share(self, found: list[Any]) -> None:
         """Some slots were taken: by the tap of another tree, or by what `module.compile()` left there."""
@@ -198,13 +219,16 @@ class Taps:
             self.replaced.append(index)
         self.lenders = list(lenders.values())
         for lender in self.lenders:
-            lender.users += 1
+            lender.users.add(id(self))
 
-    def remove(self) -> None:
+    def remove(self, user: object) -> None:
         """Take the taps away when the last trace that needs them has ended."""
         with _lock:
-            self.users -= 1
-            if self.users:
+            users, one = self.users, id(user)
+            if one not in users:
+                return
+            if len(users) > 1:
+                users.remove(one)
                 return
             self.serve(_IDLE)
             found = list(map(dict.pop, self.slots, repeat(SLOT), repeat(None)))
@@ -212,9 +236,11 @@ class Taps:
                 self._put_back(found)
             for index in self.replaced:
                 self._restore(index)
-            lenders, self.lenders, self.replaced = self.lenders, [], []
-            for lender in lenders:
-                lender.remove()
+            for lender in self.lenders:
+                lender.remove(self)
+            self.lenders, self.replaced = [], []
+            self.placed = False
+            users.clear()
 
     def _put_back(self, found: list[Any]) -> None:
         """What others have put into a slot stays: a tap that is lent, or what `module.compile()` left."""

@@ -14,14 +14,17 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from interlace import edit, frames
-from interlace.errors import InputError, OrderError, TraceError
+from interlace.breaks import Break, break_at
+from interlace.errors import InputError, NotReachedError, OrderError, TraceError
 from interlace.invoke import Barrier, Invoke, Prompts
 from interlace.run import Run
 from interlace.site import Port, Site, Visit
 from interlace.steps import Iter, Steps
 from interlace.switch import carried, unwind_abandoned
 from interlace.tap import Taps
+from interlace.tracebacks import trim
 from interlace.tree import Tree
+from interlace.unseen import why
 from interlace.workers import Schedule, Worker
 from interlace.writes import stand_in
 
@@ -56,6 +59,7 @@ class Trace:
         self._steps: Steps | None = None
         self._result: Any = None
         self._strays: list[Taps] = []
+        self._breaks: list[Break] = []
         self._unfused: dict[nn.Module, RemovableHandle] = {}
 
     def __enter__(self) -> "Trace":
@@ -64,14 +68,18 @@ class Trace:
         unwind_abandoned()
         prepare, self._call = self._call, None
         waits = getattr(prepare, "waits", False)
-        call = None if waits else prepare()
+        try:
+            call = None if waits else prepare()
+        except BaseException as failed:
+            trim(failed)
+            raise
         self.thread = threading.get_ident()
+        self.owner = frames.owner(sys._getframe(1))
         self._taps = self._tree.taps()
         self._prepare = prepare
         if call is not None:
             self._begin(call, edit.workers(self))
-        self.owner = frames.owner(sys._getframe(1))
-        self._taps.install()
+        self._taps.install(self)
         self._tree.opened(self.owner, self)
         return self
 
@@ -80,38 +88,50 @@ class Trace:
     ) -> None:
         run = self._run
         try:
-            if run is None and error is None:
+            if error is not None:
+                trim(error)
+            elif run is None:
                 run = self._start()
             if error is None and run is not None:
                 self._result = run.finish()
+        except BaseException as failed:
+            trim(failed)
+            raise
         finally:
             prompts, self._prompts = self._prompts, None
             try:
                 if run is not None:
                     run.end()
+            except BaseException:
+                if run is not None:
+                    run.end()  # an interrupt fell into it: do the rest
+                raise
             finally:
                 self._close()
                 if prompts is not None:
                     prompts.close()
 
     def _close(self) -> None:
-        taps, self._taps = self._taps, None
+        """Undo what entering did. An interrupt may fall anywhere in it; it is then done again."""
+        taps = self._taps
         if taps is None:
             return
         self._tree.closed(self.owner, self)
         for placed in (taps, *self._strays):
-            placed.remove()
+            placed.remove(self)
         self._strays.clear()
         for handle in self._unfused.values():
             handle.remove()
         self._unfused.clear()
         if self._run is not None:
             self._run.forget()
-        self._run = self._steps = self._prepare = None
+        self._run = self._steps = self._prepare = self._taps = None
+        self._breaks.clear()
 
     def __del__(self) -> None:
-        if getattr(self, "_taps", None) is not None and self._run is not None:
-            self._run.end()
+        if getattr(self, "_taps", None) is not None:
+            if self._run is not None:
+                self._run.end()
             self._close()
 
     # -- several blocks ---------------------------------------------------------------------------------------
@@ -121,6 +141,8 @@ class Trace:
         self._run, self._steps = run, Steps(run, self._pace())
         if self._taps is not None:
             self._serve_taps(self._taps, run)
+        for point in self._breaks:
+            point.set(run)
 
     @staticmethod
     def _serve_taps(taps: Taps, run: Run) -> None:
@@ -144,9 +166,9 @@ class Trace:
             self._begin(call, edit.workers(self) + prompts.workers(self, sizes))
         taps = self._tree.taps()
         if self._taps is not None and taps is not self._taps:  # real weights came with the input
-            self._taps.remove()
+            self._taps.remove(self)
             self._taps = taps
-            taps.install()
+            taps.install(self)
             self._serve_taps(taps, cast("Run", self._run))
         return cast("Run", self._run)
 
@@ -204,7 +226,13 @@ class Trace:
         if run is None or steps is None:
             run, steps = self._start(), self._steps
             assert steps is not None
-        return run.ask(site, port, 0 if steps.current is None else steps.number(site, port))
+        try:
+            return run.ask(site, port, 0 if steps.current is None else steps.number(site, port))
+        except NotReachedError as error:
+            reason = why(self._tree.module, self._tree.path, site)
+            if reason is None or run.failed is not None or run.stopped:
+                raise
+            raise NotReachedError(f"{str(error).partition(chr(10))[0]}\n{reason}") from None
 
     def before(self, site: Site) -> Visit:
         """Like `visit` at the input, for a write: the call must not have begun."""
@@ -256,7 +284,7 @@ class Trace:
         """Let a module that the tree has just learned of report in this run."""
         if not any(module in placed.modules for placed in (self._taps, *self._strays) if placed is not None):
             self._strays.append(Taps(module.modules()))
-            self._strays[-1].install()
+            self._strays[-1].install(self)
             self.model_run.learn(self._strays[-1].keys())
 
     def unfuse(self, module: nn.Module) -> None:
@@ -292,6 +320,31 @@ class Trace:
     def stop(self) -> None:
         """End the model's run here. What was read stays, and the statements after this one run."""
         self.run.stop()
+
+    def break_at(
+        self, at: Any = None, number: int = 0, *, port: Port | None = None, nonfinite: bool = False
+    ) -> None:
+        """Open the debugger, as `breakpoint()` does, when the model comes to a site.
+
+        It stands at the line of the model that makes the call. `value` is what is there, `where` says where that
+        is; the model goes on with what `value` is when the debugger is left.
+
+        Args:
+            at: An envoy, an operation of its `source`, or a path: `"transformer.h[3].mlp.input"`.
+            number: Which visit since the start of the run, from 0.
+            port: `output`, the default, or `input`.
+            nonfinite: In place of a site: where the model first makes a nan or an infinity.
+
+        Raises:
+            OrderError: That visit has passed.
+            NameMissError: The path leads nowhere.
+        """
+        if self._taps is None:
+            raise TraceError("This trace is not open: its `with` block has not begun, or is over.")
+        point = break_at(self, at, number, port, nonfinite, sys._getframe(1))
+        if self._here()._run is not None:
+            point.set(self.model_run)
+        self._breaks.append(point)
 
     @property
     def iter(self) -> Iter:

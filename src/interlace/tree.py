@@ -3,6 +3,7 @@
 It holds no envoy strongly, so that no cycle keeps a model alive.
 """
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from torch import nn
 
 from interlace.errors import OutsideTraceError, ThreadError, TraceError
 from interlace.frames import Owner
-from interlace.switch import carried
+from interlace.operators import careful
+from interlace.switch import carried, pass_dynamo
 from interlace.tap import Taps
 
 if TYPE_CHECKING:
@@ -108,13 +110,13 @@ class Tree:
 
     def trace_at(self, frame: FrameType | None) -> "Trace | None":
         """The open trace whose owner is nearest outward from `frame`."""
-        found = self._open
+        found, asker = self._open, frame
         while frame is not None and found:
             opened = found.get(id(frame))
             while opened is not None:
                 trace = opened.trace()
                 if trace is not None and opened.code is frame.f_code:
-                    return trace
+                    return trace if frame is asker else careful(trace, asker, frame)  # type: ignore[arg-type]
                 opened = opened.before
             frame = frame.f_back
         return None
@@ -145,7 +147,7 @@ class Tree:
     @property
     def busy(self) -> bool:
         """Whether any trace of this model is open."""
-        return bool(self._open)
+        return any(trace is not None for opened in list(self._open.values()) for trace in opened.all())
 
     # -- modules ---------------------------------------------------------------------------------------------
 
@@ -170,11 +172,13 @@ class Tree:
                     "follow.\nWrap the module inside it (`.module`); to spread a model over devices, use "
                     "device_map."
                 )
+        if "torch._dynamo" in sys.modules:  # a part of the model may be compiled
+            pass_dynamo()
         self._leaves = [module._modules for module in modules if not module._modules]
         self._inner = [
             (module._modules, tuple(module._modules.values())) for module in modules if module._modules
         ]
-        owners = ((module._parameters, name) for module in modules for name in module._parameters)
+        owners = ((held._parameters, name) for held in modules for name in held._parameters.keys())  # noqa: SIM118
         self._parameter = next(((held, name) for held, name in owners if held[name] is not None), None)
         self._follow()
         if self._taps is not None:
@@ -182,10 +186,21 @@ class Tree:
         self._taps = Taps(modules)
         return self._taps
 
+    def named(self) -> dict[int, tuple[str, nn.Module]]:
+        """Every module by the key of its site, with the first path that leads to it."""
+        roots = {self.path: self.module}
+        roots.update({f"{self.path}.{name}": module for name, module in self.extras.items()}, **self.strays)
+        found: dict[int, tuple[str, nn.Module]] = {}
+        for top, root in roots.items():
+            for name, module in root.named_modules():
+                found.setdefault(id(module), (f"{top}.{name}" if name else top, module))
+        return found
+
     def device(self) -> torch.device | None:
         """The device of the first parameter, or None for a model that has none."""
         if self._parameter is not None:
-            parameter = self._parameter[0].get(self._parameter[1])
+            held, name = self._parameter
+            parameter = held[name] if name in held else None  # noqa: SIM401
             if parameter is not None:
                 return parameter.device
         elif self._taps is not None:
@@ -200,8 +215,9 @@ class Tree:
         if parts and parts[0] in self.extras:
             module = self.extras[parts.pop(0)]
         for part in parts:
-            held = module._modules.get(part)
-            module = held if held is not None else getattr(module, part)
+            held = module._modules
+            found = held[part] if part in held else None  # noqa: SIM401  (scripted modules have no `get`)
+            module = found if found is not None else getattr(module, part)
         return module  # type: ignore[no-any-return]
 
     def load(self) -> None:

@@ -216,7 +216,8 @@ class Worker:
 class Served(Run):
     """A run whose workers are started before its model is."""
 
-    __slots__ = ("schedule",)
+    __slots__ = ("begun", "schedule")
+    begun: bool
     schedule: "Schedule | None"
 
     def ask(self, site: Site, port: Port, number: int) -> Visit:
@@ -230,9 +231,10 @@ class Served(Run):
         return super().finish()
 
     def _first(self) -> None:
-        schedule, self.schedule = self.schedule, None
-        if schedule is None:
+        schedule = self.schedule
+        if self.begun or schedule is None:
             return
+        self.begun = True
         try:
             schedule.first_turns()
         except BaseException as error:
@@ -245,11 +247,14 @@ class Served(Run):
             self._release()
 
     def end(self) -> None:
-        """Unwind the model, and forget blocks that were never started."""
-        schedule, self.schedule = self.schedule, None
-        if schedule is not None:
+        """Unwind the model, and the blocks that it does not unwind because it was never started."""
+        schedule = self.schedule
+        if schedule is not None and not self.switch.started:
             schedule._close()
         super().end()
+        if schedule is not None and self.switch.done:
+            schedule._close()  # for an interrupt that fell into it before
+            self.schedule = None
 
 
 class Schedule:
@@ -295,7 +300,7 @@ class Schedule:
             return self.result
 
         run = self._run = Served(serve)
-        run.schedule = self
+        run.schedule, run.begun = self, False
         return run
 
     def first_turns(self) -> None:

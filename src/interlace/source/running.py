@@ -32,7 +32,7 @@ class StandIn:
         self.original: Callable[..., Any] = module.forward
         self.held = module.__dict__.get("forward")
         self.key = id(module)
-        self.users = 0
+        self.users: set[int] = set()
         self.__wrapped__ = self.original  # where `inspect.signature` looks; `generate` asks for it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -50,27 +50,29 @@ class StandIn:
         return self.original if copied is None else type(copied).forward.__get__(copied)
 
     @classmethod
-    def put(cls, module: nn.Module) -> "StandIn":
-        """The stand-in of a module, put in place by its first user."""
+    def put(cls, module: nn.Module, user: object) -> None:
+        """Put the stand-in of a module in place, if nobody has; `leave` undoes it from any point in here."""
         with _lock:
             slot = module.__dict__
             found = slot.get("forward")
             if not isinstance(found, cls):
                 slot["forward"] = found = cls(module)
-            found.users += 1
-            return found
+            found.users.add(id(user))
 
-    def leave(self, module: nn.Module) -> None:
+    @classmethod
+    def leave(cls, module: nn.Module, user: object) -> None:
         """One user fewer; the last one gives the module its forward back."""
         with _lock:
-            self.users -= 1
             slot = module.__dict__
-            if self.users or slot.get("forward") is not self:
+            found = slot.get("forward")
+            if not isinstance(found, cls):
                 return
-            if self.held is None:
+            if found.users - {id(user)}:
+                found.users.discard(id(user))
+            elif found.held is None:
                 del slot["forward"]
             else:
-                slot["forward"] = self.held
+                slot["forward"] = found.held
 
 
 class Frame:
@@ -114,7 +116,8 @@ class Frame:
 
     def close(self) -> None:
         """Let go of the rewritten forward, which holds this frame and the module."""
-        del self.forward
+        if hasattr(self, "forward"):
+            del self.forward
         self.inner.clear()
 
     def began(self, calls: int) -> None:
@@ -249,10 +252,10 @@ def instrument(run: Run, module: nn.Module, path: str) -> Frame:
         raise SourceError(f"`{spell(path)}.source` is not to be had: {error}") from None
     frame.forward = rebuilt(target, frame.rewritten.bind(body, frame))
     frame.began(run.ends[key])
-    stand_in = StandIn.put(module)
+    run.at_end += [frame.close, functools.partial(StandIn.leave, module, frame)]
+    StandIn.put(module, frame)
     run.frames[key] = frame
     run.learn(frame.keys)
-    run.at_end += [functools.partial(stand_in.leave, module), frame.close]
     return frame
 
 
