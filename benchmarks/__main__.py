@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is fir
 import torch
 from tqdm import tqdm
 
-from benchmarks import breakdown, memory, models, report, source
+from benchmarks import breakdown, memory, models, recording, report, source
 from benchmarks.workloads import Row, measured, workloads_of
 from benchmarks.wrapping import SIZES, wrapping
 
@@ -53,6 +53,8 @@ def sections(wanted: argparse.Namespace) -> list[str]:
         with torch.no_grad():
             parts += ["## An operation of a forward\n", source.text(0.5 if wanted.quick else 4.0)]
         parts += ["## Wrapping\n", report.wrappings(wrapping(size, fresh) for size in SIZES)]
+        head, line = recording.line(*((64, 3) if wanted.quick else (512, 9)))
+        parts += ["## Recording a dataset\n", report.table(head, [line])]
         parts += [f"## Memory: {subject.name}\n", report.memory(memory.growths(subject, runs), None)]
         parts += [
             "## Memory: a GPT-2 of 2 layers\n",

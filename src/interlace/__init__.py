@@ -12,11 +12,13 @@ torch.Size([1, 3])
 from typing import TYPE_CHECKING, Any
 
 from interlace import errors
+from interlace.cache import Cache
 from interlace.config import config
 from interlace.environment import report
 from interlace.envoy import Envoy
 from interlace.model import Model
 from interlace.nonfinite import find_nonfinite
+from interlace.recording import Recording
 from interlace.saving import save
 from interlace.trace import Trace
 from interlace.views import view
@@ -29,9 +31,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Cache",
     "Envoy",
     "LanguageModel",
     "Model",
+    "Recording",
     "Trace",
     "config",
     "demo_model",

@@ -6,20 +6,28 @@ asks the trace that its caller stands in; how a value is had, is not its busines
 
 import difflib
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from interlace import calls, edit
-from interlace.batch import concatenate
-from interlace.errors import InterlaceWarning, NameMissError, OutsideTraceError, nearest
+from interlace.batch import alone, concatenate
+from interlace.cache import chosen_ports
+from interlace.errors import InputError, InterlaceWarning, NameMissError, OutsideTraceError, nearest
+from interlace.keeping import Positions
+from interlace.record import record
+from interlace.recorder import Job
+from interlace.recording import Recording
 from interlace.rename import Aliases, Names
 from interlace.repr import show
+from interlace.selection import FUSED, Modules
 from interlace.session import Session
+from interlace.shards import SHARD_BYTES
 from interlace.site import Port, Site, Visit, spell
 from interlace.source.view import ForwardSource
 from interlace.trace import Trace
@@ -295,6 +303,70 @@ class Envoy:
     ) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
         """One call for the prepared inputs of several prompts, and the rows of each."""
         return concatenate(inputs)
+
+    def record(
+        self,
+        dataset: Any,
+        sites: Modules,
+        to: str | os.PathLike[str],
+        *,
+        by: Literal["token", "row"] | None = None,
+        positions: Positions = None,
+        dtype: torch.dtype | None = None,
+        include_output: bool = True,
+        include_inputs: bool = False,
+        batch_size: int = 32,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> Recording:
+        """Run the model over a dataset and write what some sites give to a folder.
+
+        A run that was killed goes on where it was, if it is made again; a file (`shard_bytes`) is what it may
+        have to compute again. Of a value with several tensors the first is recorded.
+
+        Args:
+            dataset: Rows: a list, a tensor along its first axis, any iterable. A row is a prompt (text, token ids)
+                of a language model; else a tensor, or a tuple or mapping of them.
+            sites: What `tracer.cache` takes.
+            to: The folder.
+            by: `token` keeps `token ...`, the positions of all rows one after the other and no padding: how a
+                language model is recorded, if nothing is said. `row` keeps `row ...`, for rows that give equal
+                shapes: what other models do, and an int or a list as `positions`.
+            positions: Which positions of each row to keep, counted without padding: an int, a slice or ints.
+            dtype: What floating-point values become.
+            include_output: Record what was returned.
+            include_inputs: Record the first argument of each call.
+            batch_size: How many rows go together at most. It is halved when memory runs out.
+            shard_bytes: How large a file grows.
+
+        Returns:
+            What is in the folder by then, to be read and trained on. `il.Recording(folder)` opens it later.
+
+        Raises:
+            InputError: The dataset has no rows, is another than was recorded there, or a site cannot be kept so.
+            RecordingError: The folder was begun with other settings, or a file in it is damaged.
+
+        Example:
+            >>> import interlace as il
+            >>> model = il.demo_model()
+            >>> acts = model.record(["The capital of France is", "Rome is in"], "h.*.mlp", "acts")
+            >>> acts["transformer.h.0.mlp"].axes, acts["row"][:].bincount()
+            (('token', 'd_model'), tensor([5, 6]))
+        """
+        several = positions is not None and not isinstance(positions, slice)
+        chosen = by or ("token" if self._pads and not several else "row")
+        if chosen not in ("token", "row"):
+            raise InputError(f'Values are kept by "token" or by "row", not by {by!r}.')
+        if chosen == "token" and isinstance(positions, int):
+            raise InputError('One position a row is kept `by="row"`.')
+        job = Job(sites, chosen_ports(include_output, include_inputs), chosen, positions, dtype)
+        return record(self, dataset, to, job, batch_size, shard_bytes)
+
+    _pads = False
+    """Whether rows of different lengths go into one batch."""
+
+    def _row_inputs(self, rows: list[Any]) -> list[calls.Input]:
+        """The rows of a dataset, each prepared as a batch of one."""
+        return [alone(row) for row in rows]
 
     def _prepare_input(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a call with these inputs is made with; a class for another kind of input overrides it."""
@@ -612,9 +684,6 @@ def _make(tree: Tree, path: str, above: Envoy | None) -> Envoy:
     envoy._stand(tree, module, path, fused)
     return envoy
 
-
-FUSED = (nn.TransformerEncoderLayer,)
-"""Modules that torch may run as one fused operation, passing over those inside them."""
 
 LISTS = (nn.ModuleList, nn.Sequential)
 """Modules whose children are named by their index."""

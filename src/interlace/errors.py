@@ -9,6 +9,8 @@
     ├── WriteError (ValueError)               a replacement does not fit what it replaces
     ├── InputError (ValueError, TypeError)    a trace was opened with no input, or one that cannot be used
     ├── NameMissError (AttributeError)        no such module, value or feature; names the nearest ones
+    ├── CacheMissError (KeyError)             no such site in a cache
+    ├── RecordingError (ValueError)           a folder of recorded values is damaged, or is of something else
     ├── SourceError (ValueError)              the operations of a forward cannot be named or reached
     ├── RenameError (ValueError)              an alias that hides something, or is ambiguous
     ├── ConfigError (ValueError)              a setting that does not exist
@@ -18,6 +20,7 @@
 """
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -57,6 +60,16 @@ class NameMissError(InterlaceError, AttributeError):
     """No such module, value or feature; the message names the nearest ones."""
 
 
+class CacheMissError(InterlaceError, KeyError):
+    """No such site in a cache."""
+
+    __str__ = Exception.__str__  # a KeyError shows its message in quotes
+
+
+class RecordingError(InterlaceError, ValueError):
+    """A folder of recorded values is missing, damaged, or was begun with something else."""
+
+
 class SourceError(InterlaceError, ValueError):
     """The operations of a forward, or of a function it calls, cannot be named or reached."""
 
@@ -79,6 +92,14 @@ class InterlaceWarning(UserWarning):
 
 class RunEnded(BaseException):
     """Unwinds the model's stack when its trace has ended; never seen by the user."""
+
+
+def outside() -> int:
+    """How many frames up from the caller the code of the user is: the `stacklevel` of a warning."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("interlace."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -180,6 +180,21 @@ class LanguageModel(Model):
             kwargs = {**kwargs, "position_ids": position_ids(mask)[:, -given.shape[1] :]}
         return (), kwargs
 
+    _pads = True
+
+    def _row_inputs(self, rows: list[Any]) -> list[Input]:
+        """The prompts of a dataset, each by itself; texts, and token ids, are prepared together."""
+        ids = all(isinstance(row, list) and row and isinstance(row[0], int) for row in rows)
+        if ids or all(isinstance(row, str) for row in rows):
+            together = encode(rows, self.tokenizer)
+            pairs = zip(together["input_ids"], together["attention_mask"], strict=True)
+            alone = [row[mask.bool()][None] for row, mask in pairs]
+            found = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in alone]
+        else:
+            found = [self._encoded((row,), {}) for row in rows]
+        more = {"use_cache": False} if "use_cache" in self._takes() else {}
+        return [((), {**kwargs, **more}) for kwargs in found]
+
     def _combine(
         self, inputs: list[Input], fn: Function
     ) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:

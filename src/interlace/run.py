@@ -7,7 +7,7 @@ does not know modules, and the tap of a module tells it only what happens (`reac
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any
 
 from interlace.errors import InterlaceWarning, NotReachedError, OrderError, RunEnded, TraceError
@@ -83,8 +83,8 @@ class Run:
 
     __slots__ = (
         "__weakref__", "_asked", "_broken", "_call", "_ends", "_held_back", "_new", "_site", "_starts", "_wanted",
-        "at_end", "failed", "frames", "kinds", "known", "live", "passing", "pending", "side", "skipped", "stopped",
-        "switch", "tally", "watchers",
+        "at_end", "failed", "frames", "kinds", "known", "live", "passing", "pending", "recorders", "side", "skipped",
+        "stopped", "switch", "tally", "watchers",
     )  # fmt: skip
 
     def __init__(self, call: Callable[[], Any]) -> None:
@@ -93,6 +93,7 @@ class Run:
         self._ends: Counter[Any] = Counter()
         self._asked: dict[Port, Any] = {"input": tally.before, "output": tally.after}
         self.watchers: dict[tuple[Any, Port], list[Watcher]] = {}
+        self.recorders: list[tuple[Container[Any], Port, Watcher]] = []
         self.live: Visit | None = None
         self.side: Visit | None = None
         self.skipped: list[Site] = []
@@ -317,6 +318,7 @@ class Run:
         self.live = self.side = None
         self.pending.clear()
         self.watchers.clear()
+        self.recorders.clear()
         self.frames.clear()
         while self.at_end:
             self.at_end[-1]()
@@ -338,6 +340,19 @@ class Run:
         """Have `watcher` called at every visit of a site from now on, before the block sees it."""
         self.watchers.setdefault((key, port), []).append(watcher)
         self._asked[port].add(key)
+
+    def record(self, keys: Collection[Any], port: Port, recorder: Watcher) -> None:
+        """Have `recorder` called at every visit of these sites from now on, when the model goes on.
+
+        It sees what everybody has written, and does not write.
+        """
+        self.recorders.append((keys, port, recorder))
+        self._asked[port].update(keys)
+
+    def _record(self, visit: Visit, port: Port) -> None:
+        for keys, where, recorder in self.recorders:
+            if where == port and visit.key in keys:
+                recorder(visit)
 
     def reach(self, key: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make a call that somebody waits for: pause before it, and after it where that was asked for."""
@@ -382,10 +397,12 @@ class Run:
             self._pass(self.passing, visit)
         if wanted is not None and wanted[0] == key and wanted[2] == port and wanted[1] == visit.number:
             self._wanted = None
-            if not watched:
+            if not watched and not self.recorders:
                 self._asked[port].discard(key)
             self.live = visit
             switch.pause()
+        if self.recorders:
+            self._record(visit, port)
 
     def _pass(self, passing: dict[tuple[Any, int], Visit], visit: Visit) -> None:
         """Keep a visit that is passed in search of a step, if a request could still mean it."""
@@ -439,9 +456,11 @@ class Run:
         visit = Visit(site.key, self.starts[site.key], args, kwargs)
         self.tally.entered.append(site.key)
         self._tell(visit, "input")
+        self._record(visit, "input")
         visit.result = call(*visit.args, **visit.kwargs)
         self.tally.left.append(site.key)
         self._tell(visit, "output")
+        self._record(visit, "output")
         self.side = visit
         return visit.result
 

@@ -16,6 +16,7 @@ from torch import nn
 from interlace.errors import OutsideTraceError, ThreadError, TraceError
 from interlace.frames import Owner
 from interlace.operators import careful
+from interlace.selection import Outline
 from interlace.switch import carried, pass_dynamo
 from interlace.tap import Taps
 
@@ -79,6 +80,7 @@ class Tree:
         self.state: dict[str, Any] = {}
         self._open: dict[int, Opened] = {}
         self._taps: Taps | None = None
+        self._outline: tuple[Taps, Outline] | None = None
         self._leaves: list[dict[str, Any]] = []
         self._inner: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
         self._parameter: tuple[dict[str, nn.Parameter | None], str] | None = None
@@ -195,6 +197,13 @@ class Tree:
             for name, module in root.named_modules():
                 found.setdefault(id(module), (f"{top}.{name}" if name else top, module))
         return found
+
+    def outline(self) -> Outline:
+        """The names in the model, renewed when its structure has changed."""
+        taps = self._taps if self._taps is not None else self.taps()
+        if self._outline is None or self._outline[0] is not taps:
+            self._outline = taps, Outline.of(self)
+        return self._outline[1]
 
     def device(self) -> torch.device | None:
         """The device of the first parameter, or None for a model that has none."""

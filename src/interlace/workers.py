@@ -5,7 +5,7 @@ wait for, their stacks are resumed from the model's own, one after the other, st
 its worker looks like the `Run` of a trace that is its alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from interlace.errors import NotReachedError, OrderError, RunEnded, TraceError
@@ -117,6 +117,17 @@ class Worker:
             own.join()
 
         self.run.watch(key, port, narrowed)
+
+    def record(self, keys: Collection[Any], port: Port, recorder: Callable[[Any], None]) -> None:
+        """Have `recorder` called at every visit of these sites, with this block's rows. See `Run.record`."""
+        rows = self.rows
+        if rows is not None:
+            whole = recorder
+
+            def recorder(visit: Visit) -> None:
+                whole(RowVisit(visit, rows))
+
+        self.run.record(keys, port, recorder)
 
     def ask(self, site: Site, port: Port, number: int) -> Any:
         """Wait until the model reaches a visit. See `Run.ask`."""
