@@ -19,12 +19,15 @@ from interlace import calls, edit
 from interlace.batch import alone, concatenate
 from interlace.cache import chosen_ports
 from interlace.errors import InputError, InterlaceWarning, NameMissError, OutsideTraceError, nearest
+from interlace.explain import Plan
+from interlace.frames import with_follows
 from interlace.keeping import Positions
 from interlace.record import record
 from interlace.recorder import Job
 from interlace.recording import Recording
 from interlace.rename import Aliases, Names
 from interlace.repr import show
+from interlace.scan import Scan
 from interlace.selection import FUSED, Modules
 from interlace.session import Session
 from interlace.shards import SHARD_BYTES
@@ -188,8 +191,13 @@ class Envoy:
     def _scanned(self, feature: str, frame: Any) -> Visit:
         found = self._tree.shapes.get(self._path)
         if found is None:
-            self._tree.trace_for(frame, f"`{spell(self._path)}.{feature}`")
-            raise OutsideTraceError(f"`{spell(self._path)}.{feature}` was not reached by the scan.")
+            what = f"`{spell(self._path)}.{feature}`"
+            if not self._tree.shapes or self._tree.busy:
+                self._tree.trace_for(frame, what)
+            raise OutsideTraceError(
+                f"{what} was not reached by the last scan: the model has not called the module to the end.\n"
+                f"Scan with an input for which it does, or the module itself: `{spell(self._path)}.scan(...)`."
+            )
         return found  # type: ignore[no-any-return]
 
     def wait_for_output(self) -> None:
@@ -263,6 +271,60 @@ class Envoy:
             warnings.warn("`trace=True` is the default; leave it out.", DeprecationWarning, stacklevel=2)
         prepare, paced = calls.traced(self, fn, args, kwargs)
         return tracer_cls(self, self._tree, prepare, paced)
+
+    def scan(self, *args: Any, fn: str | Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+        """Like `trace`, without values: shapes, dtypes and devices, with no compute and no weights.
+
+        Tensors in the block are torch's fake ones, those that it makes itself too. Afterwards `.output`,
+        `.input` and `.inputs` of every module give what the scan saw at its first call, and the `repr` of the
+        model shows it. Without a `with`, the model is scanned at once.
+
+        Args:
+            *args: What the module, or `fn`, is called with.
+            fn: A method name or a callable to run in place of the module's own call.
+            **kwargs: Like `args`.
+
+        Raises:
+            InputError: There is nothing to run on.
+            ScanError: The model branches on the values of tensors.
+
+        Example:
+            >>> model = Envoy(nn.Sequential(nn.Linear(2, 3, device="meta"), nn.ReLU()))
+            >>> with model.scan(torch.ones(1, 2)):
+            ...     model[0].output += torch.zeros(3)
+            >>> model[0].output.shape, model[0].output.dtype
+            (torch.Size([1, 3]), torch.float32)
+        """
+        scan = Scan(self, fn, args, kwargs)
+        if scan.waits or with_follows(sys._getframe(1)):
+            return scan
+        with scan:
+            pass
+        return scan.again()
+
+    def explain(self, *args: Any, fn: str | Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+        """What a block asks for, what that costs, and whether it works, before anything runs.
+
+        `model.explain(function, x)` takes a function of this envoy, or of it and the trace;
+        `with model.explain(x) as plan:` stands over a block. Both run under a scan of `x`.
+
+        Returns:
+            A plan: `requests` (each with its shape, dtype, device and bytes), `works`, `problems`, `order`,
+            `kept_bytes`, `peak_bytes`. Its `repr` is a table.
+
+        Raises:
+            InputError: There is nothing to run on.
+            ScanError: The model branches on the values of tensors.
+
+        Example:
+            >>> model = Envoy(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+            >>> plan = model.explain(lambda model: (model[1].output, model[0].output), torch.ones(1, 2))
+            >>> plan.works, [request.site for request in plan.order]
+            (False, ['model[0].output', 'model[1].output'])
+        """
+        if args and callable(args[0]) and not isinstance(args[0], (torch.Tensor, nn.Module)):
+            return Plan(self, fn, args[1:], kwargs).run_function(args[0])
+        return Plan(self, fn, args, kwargs)
 
     def interleave(self, fn: str | Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
         """Run `fn` (a method name or a callable) once, without a block, through the preparation of inputs."""

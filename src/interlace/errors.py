@@ -5,6 +5,7 @@
     │   ├── OutsideTraceError (ValueError)    a value was asked for where no trace of the model is open
     │   ├── OrderError (ValueError)           the visit that was asked for has passed
     │   ├── NotReachedError (ValueError)      the run ended before the visit that was asked for
+    │   ├── ScanError                         a scan met what depends on the values of tensors
     │   └── ThreadError                       a trace was used from another thread than its own
     ├── WriteError (ValueError)               a replacement does not fit what it replaces
     ├── InputError (ValueError, TypeError)    a trace was opened with no input, or one that cannot be used
@@ -42,6 +43,10 @@ class OrderError(TraceError, ValueError):
 
 class NotReachedError(TraceError, ValueError):
     """The run ended before the visit that was asked for."""
+
+
+class ScanError(TraceError):
+    """A scan met code that depends on the values of tensors, which a scan does not have."""
 
 
 class ThreadError(TraceError):

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
+from interlace import fakes
 from interlace.calls import Function, Input, resolve
 from interlace.envoy import Envoy
 from interlace.errors import InputError, InterlaceWarning
@@ -243,6 +244,8 @@ class LanguageModel(Model):
             kwargs["streamer"] = _Streamer(generator.streamer, kwargs.get("streamer"))
         if not self._generation("disable_compile", kwargs):
             self._uncompiled(kwargs)
+        if fakes.active():
+            kwargs["eos_token_id"] = None  # nobody knows whether a token without a value ends the text
         return generator(module.generate(*args, **kwargs))
 
     def _generation(self, name: str, kwargs: Mapping[str, Any]) -> Any:
@@ -322,4 +325,6 @@ def _check(source: str, config: Any) -> None:
 
 def _hides(mask: Any) -> bool:
     """Whether an attention mask of the shape `batch pos` hides anything."""
-    return isinstance(mask, torch.Tensor) and mask.ndim == 2 and not bool(mask.all())
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
+        return False
+    return fakes.has_no_values(mask) or not bool(mask.all())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from interlace import fakes
 from interlace.errors import OutsideTraceError, ThreadError, TraceError
 from interlace.frames import Owner
 from interlace.operators import careful
@@ -230,8 +231,8 @@ class Tree:
         return module  # type: ignore[no-any-return]
 
     def load(self) -> None:
-        """Put the real weights in place, where only the shape of the model is there yet."""
-        if self.loader is not None:
+        """Put the real weights in place, where only the shape of the model is there yet; a scan needs none."""
+        if self.loader is not None and not fakes.active():
             module, self.loader = self.loader(), None
             self.repoint(module)
 
