@@ -79,11 +79,11 @@ def really(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Visit | Non
     for module in model.modules():
         run.watch(id(module), "input", record)
         run.watch(id(module), "output", record)
-    taps.install()
+    taps.install(model)
     try:
         run.finish()
     finally:
-        taps.remove()
+        taps.remove(model)
     paths = model.named_modules(remove_duplicate=False)
     return {f"model.{name}".removesuffix("."): seen.get(id(module)) for name, module in paths}
 

@@ -21,14 +21,13 @@ from interlace.nonfinite import find_nonfinite
 from interlace.recording import Recording
 from interlace.saving import save
 from interlace.trace import Trace
+from interlace.version import __version__
 from interlace.views import view
 from interlace.writes import insist
 
 if TYPE_CHECKING:
     from interlace.demo import demo_model
     from interlace.language import LanguageModel
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Cache",
@@ -37,6 +36,7 @@ __all__ = [
     "Model",
     "Recording",
     "Trace",
+    "__version__",
     "config",
     "demo_model",
     "errors",

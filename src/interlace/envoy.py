@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from interlace import calls, edit
 from interlace.batch import alone, concatenate
 from interlace.cache import chosen_ports
+from interlace.edit import DEFAULT
 from interlace.errors import InputError, InterlaceWarning, NameMissError, OutsideTraceError, nearest
 from interlace.explain import Plan
 from interlace.frames import with_follows
@@ -353,6 +355,54 @@ class Envoy:
     def clear_edits(self) -> None:
         """Drop the edits that are stored on this envoy."""
         edit.clear(self)
+
+    def export_edits(
+        self, name: str, export_dir: str | os.PathLike[str] | None = None, variant: str = DEFAULT
+    ) -> Path:
+        """Write the edits that are stored on this envoy and below it to files that people can read.
+
+        The folder `<export_dir>/<name>/<variant>` is made, or replaced as a whole. It holds the source of the edits
+        and of what they call, the values that these read, and tensors as safetensors; no pickle.
+
+        Args:
+            name: What the edits are called.
+            export_dir: The folder around it, by default `exports` in `interlace.config.cache_dir`.
+            variant: Which of several of that name.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ExportError: No edit is stored here, or the folder holds something else.
+            TravelError: An edit reads something that cannot be written down; it is named.
+        """
+        from interlace import exports  # here, and below: importing interlace is to stay quick
+
+        place = exports.Place.of(name, export_dir, variant)
+        exports.export(self, place)
+        return place.folder
+
+    def import_edits(
+        self, name: str, export_dir: str | os.PathLike[str] | None = None, variant: str = DEFAULT
+    ) -> None:
+        """Add edits that were exported to those that are stored: all of them, or an error and none.
+
+        Reading runs no code; that of the edits runs in later traces. Like a script it can do anything: print it with
+        `interlace show FOLDER` before you trust it.
+
+        Args:
+            name: What the edits are called.
+            export_dir: The folder around it, by default `exports` in `interlace.config.cache_dir`.
+            variant: Which of several of that name.
+
+        Raises:
+            NoExportError: There is none of that name; those that exist are named.
+            ExportError: It is damaged, of an unknown version, or needs something that this model has not.
+        """
+        from interlace import exports
+
+        file = exports.read(exports.Place.of(name, export_dir, variant).found())
+        self._tree.edits.extend(file.imported(self.root))
 
     def session(self) -> "Session":
         """A scope around several traces that share values: `with model.session():`. Locally it only marks them."""

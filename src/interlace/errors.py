@@ -14,6 +14,9 @@
     ├── RecordingError (ValueError)           a folder of recorded values is damaged, or is of something else
     ├── SourceError (ValueError)              the operations of a forward cannot be named or reached
     ├── RenameError (ValueError)              an alias that hides something, or is ambiguous
+    ├── TravelError (ValueError)              a function or a value that cannot be written down to run elsewhere
+    ├── ExportError (ValueError)              a file of edits that cannot be written, or not be read
+    │   └── NoExportError (FileNotFoundError) there is no such file
     ├── ConfigError (ValueError)              a setting that does not exist
     └── PlatformError (RuntimeError)          this interpreter or machine cannot run traces safely
 
@@ -81,6 +84,18 @@ class SourceError(InterlaceError, ValueError):
 
 class RenameError(InterlaceError, ValueError):
     """An alias that hides something, or a key that is ambiguous."""
+
+
+class TravelError(InterlaceError, ValueError):
+    """A function, or a value that it reads, cannot be written down to run elsewhere."""
+
+
+class ExportError(InterlaceError, ValueError):
+    """A file of edits cannot be written, or what was found cannot be read as one."""
+
+
+class NoExportError(ExportError, FileNotFoundError):
+    """There is no file of edits of that name."""
 
 
 class ConfigError(InterlaceError, ValueError):

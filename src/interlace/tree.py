@@ -22,7 +22,7 @@ from interlace.switch import carried, pass_dynamo
 from interlace.tap import Taps
 
 if TYPE_CHECKING:
-    from interlace.edit import Edit
+    from interlace.edit import Stored
     from interlace.envoy import Envoy
     from interlace.rename import Names
     from interlace.trace import Trace
@@ -64,6 +64,8 @@ class Tree:
         extras: Sites that the model itself has no module for, by the name that they have at the root.
         strays: Modules that torch does not know as children, by the path at which they were reached.
         kind: The class of the root.
+        lineage: The trees that it is a copy of; edits were written with their envoys.
+        hub: Where on a hub of models the model is from.
         state: What was assigned to the root, so that one made again has it.
     """
 
@@ -73,11 +75,13 @@ class Tree:
         self.names = names
         self.envoys: weakref.WeakValueDictionary[str, Envoy] = weakref.WeakValueDictionary()
         self.shapes: dict[str, Any] = {}
-        self.edits: list[Edit] = []
+        self.edits: list[Stored] = []
         self.extras: dict[str, nn.Module] = {}
         self.loader: Callable[[], nn.Module] | None = None
         self.strays: dict[str, nn.Module] = {}
         self.kind: type[Envoy] | None = None
+        self.lineage: tuple[Tree, ...] = ()
+        self.hub: Any = None
         self.state: dict[str, Any] = {}
         self._open: dict[int, Opened] = {}
         self._taps: Taps | None = None
@@ -89,9 +93,10 @@ class Tree:
     def twin(self) -> "Tree":
         """A tree of the same modules and names, with envoys and traces of its own."""
         tree = Tree(self.module, self.path, self.names)
-        tree.loader, tree.kind = self.loader, self.kind
+        tree.loader, tree.kind, tree.hub = self.loader, self.kind, self.hub
         tree.shapes, tree.extras = dict(self.shapes), dict(self.extras)
         tree.edits = list(self.edits)
+        tree.lineage = (self, *self.lineage)
         tree.strays, tree.state = dict(self.strays), dict(self.state)
         return tree
 

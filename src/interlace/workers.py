@@ -11,7 +11,7 @@ from typing import Any
 from interlace.errors import NotReachedError, OrderError, RunEnded, TraceError
 from interlace.rows import Rows, RowVisit
 from interlace.run import Run
-from interlace.site import Port, Site, Visit
+from interlace.site import Port, Site, Visit, spell
 from interlace.switch import Switch
 
 _END = object()
@@ -240,6 +240,13 @@ class Served(Run):
         """Let the model run to its end and return what it returned."""
         self._first()
         return super().finish()
+
+    def where(self) -> str:
+        """Where the model is now, in words: it does not pause for workers."""
+        over = self.failed is not None or self.stopped or self.switch.done
+        if over or self.live is not None or self._site is None:
+            return super().where()
+        return f"the model has reached `{spell(self._site.path)}`"
 
     def _first(self) -> None:
         schedule = self.schedule
