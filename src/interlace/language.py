@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from huggingface_hub.constants import HF_HUB_CACHE
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -100,6 +101,7 @@ class LanguageModel(Model):
         model: A hub id, a path, or a model that is ready.
         tokenizer: Its tokenizer; needed with a ready model that is to take text.
         tokenizer_kwargs: What the tokenizer is loaded with.
+        automodel: Another class of transformers that loads the model, or its name: `"AutoModelForSeq2SeqLM"`.
         dispatch: Load the weights now, not when they are first needed.
         rename: Other names for modules; see `Envoy`.
         envoys: Other classes for envoys; see `Envoy`.
@@ -107,7 +109,7 @@ class LanguageModel(Model):
         **kwargs: Passed to `from_pretrained`: `revision`, `device_map`, `dtype`, `attn_implementation`, ...
 
     Raises:
-        InputError: The model is not a causal language model, or a prompt cannot be read.
+        InputError: The model is not of the kind that `automodel` loads, or a prompt cannot be read.
 
     Example:
         >>> import interlace as il
@@ -126,6 +128,7 @@ class LanguageModel(Model):
         *,
         tokenizer: Any = None,
         tokenizer_kwargs: Mapping[str, Any] | None = None,
+        automodel: Any = AutoModelForCausalLM,
         dispatch: bool = False,
         rename: Aliases | None = None,
         envoys: Any = None,
@@ -138,10 +141,10 @@ class LanguageModel(Model):
                 raise TypeError(f"A model that is ready is not loaded, so it takes no {', '.join(kwargs)}.")
             module = model
         else:
-            source = str(model)
-            loader = partial(AutoModelForCausalLM.from_pretrained, source, **kwargs)
-            module = _empty(source, kwargs)
-            if tokenizer is None:
+            source, auto = str(model), _auto(automodel)
+            loader = partial(auto.from_pretrained, source, **kwargs)
+            module = _empty(source, kwargs, auto)
+            if tokenizer is None and _reads_tokens(module):
                 hub = {name: kwargs[name] for name in HUB if name in kwargs}
                 tokenizer = AutoTokenizer.from_pretrained(source, **{**hub, **(tokenizer_kwargs or {})})
         super().__init__(module, rename, envoys)
@@ -230,6 +233,8 @@ class LanguageModel(Model):
 
     def _prepare_input(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Token ids, attention mask and position ids of prompts; everything else passes through."""
+        if not _reads_tokens(self._module):
+            return args, kwargs
         kwargs = self._encoded(args, kwargs)
         if not self._has_input(kwargs):
             raise InputError(
@@ -288,6 +293,8 @@ class LanguageModel(Model):
             return args, kwargs
         if args and isinstance(args[0], torch.Tensor) and args[0].ndim > 1:
             return args, kwargs  # `generate` finds the padding itself
+        if not _reads_tokens(self._module):
+            return args, kwargs
         return (), self._encoded(args, kwargs)
 
     def _encoded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -359,6 +366,22 @@ class LanguageModel(Model):
         return self._module.config
 
 
+def _auto(automodel: Any) -> Any:
+    """The class that loads a model, which may be given by its name."""
+    found = getattr(transformers, automodel, None) if isinstance(automodel, str) else automodel
+    if not hasattr(found, "from_pretrained"):
+        raise InputError(
+            f"`automodel={automodel!r}` is no class of transformers that loads a model.\n"
+            'Give the class or its name: `automodel="AutoModelForSeq2SeqLM"`.'
+        )
+    return found
+
+
+def _reads_tokens(module: nn.Module) -> bool:
+    """Whether a model of transformers reads text; one of images or of sound says what it reads."""
+    return getattr(module, "main_input_name", "input_ids") == "input_ids"
+
+
 @dataclass(frozen=True, slots=True)
 class Hub:
     """Where on the hub a model is from.
@@ -383,7 +406,7 @@ def _hub(given: str | Path | nn.Module, module: nn.Module, cache: Any) -> Hub | 
     return Hub(source, folder)
 
 
-def _empty(source: str, kwargs: Mapping[str, Any]) -> nn.Module:
+def _empty(source: str, kwargs: Mapping[str, Any], auto: Any) -> nn.Module:
     """The model that `from_pretrained` would make, without weights, on the meta device."""
     config = kwargs.get("config")
     if config is None or isinstance(config, (str, Path)):
@@ -391,10 +414,12 @@ def _empty(source: str, kwargs: Mapping[str, Any]) -> nn.Module:
         skipped |= {name for name in ("dtype", "torch_dtype") if kwargs.get(name) == "auto"}
         given = {name: value for name, value in kwargs.items() if name not in skipped}
         config, _ = AutoConfig.from_pretrained(str(config or source), return_unused_kwargs=True, **given)
-    _check(source, config)
+    if auto is AutoModelForCausalLM:
+        _check(source, config)
     passed = {n: kwargs[n] for n in ("attn_implementation", "trust_remote_code") if n in kwargs}
     with torch.device("meta"):
-        module: nn.Module = AutoModelForCausalLM.from_config(copy.deepcopy(config), **passed)
+        make = getattr(auto, "from_config", None) or auto._from_config  # a class that is no Auto class
+        module: nn.Module = make(copy.deepcopy(config), **passed)
     return module.eval()
 
 
@@ -410,7 +435,7 @@ def _check(source: str, config: Any) -> None:
         return
     raise InputError(
         f"{source!r} ({type(config).__name__}) is {kind}; a LanguageModel continues text.\n"
-        f"Write `il.Model(transformers.{auto}.from_pretrained({source!r}))`, and call it with what it takes."
+        f'Write `il.LanguageModel({source!r}, automodel="{auto}")`, and call it with what it takes.'
     )
 
 
