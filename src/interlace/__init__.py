@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from interlace import errors
 from interlace.config import config
 from interlace.envoy import Envoy
+from interlace.grad import backward
 from interlace.model import Model
 from interlace.saving import save
 from interlace.trace import Trace
@@ -31,6 +32,7 @@ __all__ = [
     "LanguageModel",
     "Model",
     "Trace",
+    "backward",
     "config",
     "demo_model",
     "errors",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from interlace import trees
+from interlace.recall import Key, weakly
 from interlace.site import Port, Visit
 
 
@@ -123,6 +124,16 @@ class RowVisit:
     @result.setter
     def result(self, value: Any) -> None:
         self._given["result"] = value
+
+    def remember(self, reads: dict[Key, Any]) -> None:
+        """Note, without keeping it alive, what the block has seen and made of its rows."""
+        given = self._given
+        if "result" in given:
+            reads[self.key, "output", self.number] = weakly(given["result"])
+        args, kwargs = given.get("args", ()), given.get("kwargs", {})
+        if args or kwargs:
+            first = args[0] if args else next(iter(kwargs.values()))
+            reads[self.key, "input", self.number] = weakly(first)
 
     def join(self) -> None:
         """Hand the rows back to the model."""

@@ -10,9 +10,14 @@ from collections import defaultdict
 from collections.abc import Callable, Container
 from typing import Any
 
+import torch
+
 from interlace.errors import InterlaceWarning, NotReachedError, OrderError, RunEnded, TraceError
+from interlace.recall import Key, weakly
 from interlace.site import Past, Port, Site, Visit, spell
 from interlace.switch import Switch
+
+_grad = torch.is_grad_enabled
 
 Watcher = Callable[[Visit], None]
 """Called on the model's side at a port of a visit; the model goes on with what it writes there."""
@@ -43,12 +48,13 @@ class Run:
             has ended can still be read.
         at_end: What to undo when the run has ended.
         pending: Called before the model goes on.
+        reads: What was read with gradients, remembered weakly.
         side: A visit that the block made itself (`envoy(..., hook=True)`), until its next request.
     """
 
     __slots__ = (
         "__weakref__", "_asked", "_held_back", "_site", "_wanted", "after", "at_end", "before",
-        "ends", "failed", "frames", "kinds", "live", "passing", "pending", "side", "skipped", "starts",
+        "ends", "failed", "frames", "kinds", "live", "passing", "pending", "reads", "side", "skipped", "starts",
         "stopped", "switch", "watchers",
     )  # fmt: skip
 
@@ -71,6 +77,7 @@ class Run:
         self._site: Site | None = None
         self._held_back = False
         self.frames: dict[int, Any] = {}
+        self.reads: dict[Key, Any] = {}
         self.at_end: list[Callable[[], None]] = []
         self.switch = Switch(call, self)
 
@@ -179,6 +186,8 @@ class Run:
     def stop(self) -> None:
         """End the model's run where it is. What was read stays; nothing more can be asked for."""
         self.stopped = True
+        if self.live is not None:
+            remember(self.reads, self.live)
         self.end()
 
     def end(self) -> None:
@@ -279,6 +288,8 @@ class Run:
                 self._asked[port].discard(visit.key)
             self.live = visit
             self.switch.pause()
+            if _grad():
+                remember(self.reads, visit)
 
     # -- what an error says ----------------------------------------------------------------------------------
 
@@ -340,3 +351,12 @@ class Run:
         """Let `value` stand for the call at whose input the model is paused."""
         visit.skipped, visit.result = True, value
         self.skipped.append(site)
+
+
+def remember(reads: dict[Key, Any], visit: Visit) -> None:
+    """Note, without keeping it alive, what a block has read at a visit and what it has made of it."""
+    key, number = visit.key, visit.number
+    if visit.port == "output":
+        reads[key, "output", number] = weakly(visit.result)
+    first = visit.args[0] if visit.args else next(iter(visit.kwargs.values()), None)
+    reads[key, "input", number] = weakly(first)

@@ -107,6 +107,7 @@ class Trace:
         self._unfused.clear()
         if self._run is not None:
             self._run.forget()
+            self._tree.remember(self._run.reads)
         self._run = self._steps = self._prepare = None
 
     def __del__(self) -> None:
@@ -182,6 +183,8 @@ class Trace:
     def _unserve(self, trees: tuple[Tree, ...]) -> None:
         for tree in (self._tree, *trees):
             tree.closed(self.owner, self)
+        if self._run is not None:
+            self._tree.remember(self._run.reads)
         self._run = self._steps = self._outer = None
 
     def _here(self) -> "Trace":
@@ -197,7 +200,14 @@ class Trace:
         if run is None or steps is None:
             run, steps = self._start(), self._steps
             assert steps is not None
-        return run.ask(site, port, 0 if steps.current is None else steps.number(site, port))
+        number = 0 if steps.current is None else steps.number(site, port)
+        try:
+            return run.ask(site, port, number)
+        except OrderError:
+            found = self._tree.recalled(sys._getframe(1), site, port, number)
+            if found is None:
+                raise
+            return found
 
     def before(self, site: Site) -> Visit:
         """Like `visit` at the input, for a write: the call must not have begun."""

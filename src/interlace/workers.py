@@ -8,9 +8,13 @@ its worker looks like the `Run` of a trace that is its alone.
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from interlace import trees
 from interlace.errors import NotReachedError, OrderError, RunEnded, TraceError
+from interlace.recall import Key
 from interlace.rows import Rows, RowVisit
-from interlace.run import Run
+from interlace.run import Run, remember
 from interlace.site import Port, Site, Visit
 from interlace.switch import Switch
 
@@ -35,6 +39,7 @@ class Worker:
         self.name = name
         self.rows = rows
         self.side: Any = None
+        self.reads: dict[Key, Any] = {}
         self.want: tuple[Any, int, Port] | None = None
         self.until: Callable[[], bool] | None = None
         self.waits = ""
@@ -201,8 +206,13 @@ class Worker:
 
     def go_on(self) -> None:
         """Run to the next thing that it waits for."""
+        live = None if self.rows is not None or self._schedule is None else self._schedule.live
         self.switch.resume()
+        if live is not None and torch.is_grad_enabled():
+            remember(self.reads, live)
         if self._view is not None:
+            if torch.is_grad_enabled():
+                self._view.remember(self.reads)
             self._view.join()
             self._view = self._seen = None
 
@@ -396,10 +406,6 @@ class Schedule:
 
 def join(values: list[Any]) -> Any:
     """Nested values of several prompts as one, their tensors one below the other."""
-    import torch
-
-    from interlace import trees
-
     first = values[0]
     if isinstance(first, torch.Tensor):
         return torch.cat(values) if first.dim() else first
