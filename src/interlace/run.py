@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 
+from interlace import ambient
 from interlace.errors import InterlaceWarning, NotReachedError, OrderError, RunEnded, TraceError
 from interlace.recall import Key, weakly
 from interlace.site import Past, Port, Site, Visit, spell
 from interlace.switch import Switch
 
 _grad = torch.is_grad_enabled
+_forward_grad: Any = torch._C._is_fwd_grad_enabled  # type: ignore[attr-defined]
+_top_hooks = ambient.top_hooks
 
 Watcher = Callable[[Visit], None]
 """Called on the model's side at a port of a visit; the model goes on with what it writes there."""
@@ -42,6 +45,7 @@ class Run:
         before: The keys at which a tap must report before the call. Elsewhere it only counts.
         after: The keys at which it must report after the call.
         live: The visit at which the model is paused.
+        changes: Called before blocks get a visit inside a region that may be recomputed.
         kinds: What kind of value was last asked for at the output of each site, by key.
         frames: The operations that report to this run, by the key of the module whose forward they are in.
         passing: Visits made while looking ahead for a step that may never come; what is left when the model
@@ -54,7 +58,7 @@ class Run:
 
     __slots__ = (
         "__weakref__", "_asked", "_held_back", "_site", "_wanted", "after", "at_end", "before",
-        "ends", "failed", "frames", "kinds", "live", "passing", "pending", "reads", "side", "skipped", "starts",
+        "changes",        "ends", "failed", "frames", "kinds", "live", "passing", "pending", "reads", "side", "skipped", "starts",
         "stopped", "switch", "watchers",
     )  # fmt: skip
 
@@ -78,6 +82,7 @@ class Run:
         self._held_back = False
         self.frames: dict[int, Any] = {}
         self.reads: dict[Key, Any] = {}
+        self.changes: Callable[[Visit], Callable[[], None] | None] | None = None
         self.at_end: list[Callable[[], None]] = []
         self.switch = Switch(call, self)
 
@@ -277,6 +282,9 @@ class Run:
             self._held_back = self._held_back or port == "output"  # a call that should have been unwound
             raise RunEnded
         visit.port = port
+        changed = None
+        if self.changes is not None and (_top_hooks(True) is not None or not _forward_grad()):
+            changed = self.changes(visit)
         if self.watchers:
             self._tell(visit, port)
         if self.passing is not None and port == "output" and not self.switch.done:
@@ -290,6 +298,8 @@ class Run:
             self.switch.pause()
             if _grad():
                 remember(self.reads, visit)
+        if changed is not None:
+            changed()
 
     # -- what an error says ----------------------------------------------------------------------------------
 

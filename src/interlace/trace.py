@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from interlace import edit, frames
 from interlace.errors import InputError, OrderError, TraceError
 from interlace.invoke import Barrier, Invoke, Prompts
+from interlace.recompute import Changes
 from interlace.run import Run
 from interlace.site import Port, Site, Visit
 from interlace.steps import Iter, Steps
@@ -120,6 +121,7 @@ class Trace:
     def _begin(self, call: Call, workers: list[Worker]) -> None:
         run = Schedule(workers).around(call) if workers else Run(call)
         self._run, self._steps = run, Steps(run, self._pace())
+        run.changes = Changes(self._taps).enter
 
     def _pace(self) -> Site | None:
         return self.model._site if self._paced else None
@@ -141,6 +143,7 @@ class Trace:
             self._taps.remove()
             self._taps = taps
             taps.install()
+            self._run.changes = Changes(taps).enter  # type: ignore[union-attr]
         assert self._run is not None
         return self._run
 
