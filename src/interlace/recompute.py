@@ -248,6 +248,7 @@ class Changes:
 
     def __init__(self, taps: Any) -> None:
         self.taps = taps
+        self.shown: list[weakref.ref[torch.Tensor]] = []
         self.regions: weakref.WeakKeyDictionary[Any, Region] = weakref.WeakKeyDictionary()
 
     def enter(self, visit: Visit) -> Callable[[], None] | None:
@@ -258,8 +259,14 @@ class Changes:
         if not frames and function is None:
             return None
         before = Before(visit)
+        known = {id(leaf) for leaf, _ in before.leaves}
+        earlier = [(tensor, _version(tensor)) for ref in self.shown if (tensor := ref()) is not None]
+        self.shown += [weakref.ref(leaf) for leaf, _ in before.leaves if isinstance(leaf, torch.Tensor)]
 
         def leave() -> None:
+            if any(_version(tensor) != version and id(tensor) not in known for tensor, version in earlier):
+                for frame in frames:
+                    frame.recompute_fn = _refuse_late
             change = before.change(visit)
             if change is None:
                 return
@@ -274,7 +281,8 @@ class Changes:
         region = self.regions.get(frame)
         if region is None:
             region = self.regions[frame] = Region(self.taps)
-            frame.recompute_fn = _recomputation(weakref.ref(frame), frame.recompute_fn, region)
+            if frame.recompute_fn is not _refuse_late:
+                frame.recompute_fn = _recomputation(weakref.ref(frame), frame.recompute_fn, region)
         if not isinstance(visit.key, int):
             frame.recompute_fn = _refuse_operation
         region.note((visit.key, visit.port, saved), change)
@@ -290,6 +298,12 @@ def _recomputation(frame: Any, call: Callable[..., Any], region: Region) -> Call
 def _refuse_operation(*args: Any) -> None:  # noqa: ARG001
     raise TraceError(
         _REFUSED + "The change was made at an operation (`.source`); make it at a module's input or output."
+    )
+
+
+def _refuse_late(*args: Any) -> None:  # noqa: ARG001
+    raise TraceError(
+        _REFUSED + "A tensor was edited in place after the model had gone on from it; edit it where it is read."
     )
 
 
