@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is fir
 import torch
 from tqdm import tqdm
 
-from benchmarks import breakdown, memory, models, report, source
+from benchmarks import breakdown, gradients, memory, models, report, source
 from benchmarks.workloads import Row, measured, workloads_of
 from benchmarks.wrapping import SIZES, wrapping
 
@@ -52,6 +52,10 @@ def sections(wanted: argparse.Namespace) -> list[str]:
         small = models.gpt2("GPT-2", layers=2, width=8, heads=2, vocabulary=32, tokens=4)
         with torch.no_grad():
             parts += ["## An operation of a forward\n", source.text(0.5 if wanted.quick else 4.0)]
+        parts += [
+            "## The gradient of one logit at every layer\n",
+            gradients.text(0.5 if wanted.quick else 4.0),
+        ]
         parts += ["## Wrapping\n", report.wrappings(wrapping(size, fresh) for size in SIZES)]
         parts += [f"## Memory: {subject.name}\n", report.memory(memory.growths(subject, runs), None)]
         parts += [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import memory, models, report, workloads
+from benchmarks import gradients, memory, models, report, workloads
 from benchmarks.adapters import OURS
 from benchmarks.aims import Aim, aim_of, ratio
 from benchmarks.measure import Contender, Cost, interleaved
@@ -104,3 +104,8 @@ def test_traces_leave_no_tensor() -> None:
 def test_wrapping_is_measured_on_models_that_have_the_size() -> None:
     measured = wrapping(400, fresh=1)
     assert 395 <= measured.modules <= 405
+
+
+def test_every_way_gives_the_same_gradients() -> None:
+    ways = gradients.subjects()  # compares them
+    assert len(ways["hooks by hand"]()) == gradients.LAYERS

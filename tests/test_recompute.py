@@ -111,7 +111,10 @@ def gradients(mode: str, change: Callable[[il.Model], None], where: str) -> list
 
 
 def same(ours: list[Tensor | None], theirs: list[Tensor | None]) -> bool:
-    return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in zip(ours, theirs, strict=True))
+    return all(
+        a is b or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 @pytest.mark.parametrize("where", ["inside", "after", "paused"])

@@ -16,9 +16,11 @@ from typing import Any, cast
 import torch
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
+from torch.overrides import _get_current_function_mode_stack as function_modes
+from torch.overrides import _pop_mode as pop_function_mode
+from torch.overrides import _push_mode as push_function_mode
 
 from interlace import frames
-from interlace.ambient import function_modes, pop_function_mode, push_function_mode
 from interlace.errors import InputError, NotReachedError, OrderError, TraceError, WriteError
 from interlace.switch import Switch, unwind_abandoned
 from interlace.trees import describe
@@ -28,10 +30,10 @@ Edge = tuple[Any, int]
 """A node of the graph and which of its outputs: where the gradient of a tensor flows."""
 
 _GRAD: Any = torch.Tensor.grad
-_will_execute: Any = torch._C._will_engine_execute_node  # type: ignore[attr-defined]
+_will_execute: Any = torch._C._will_engine_execute_node
 _task: Any = torch._C._current_graph_task_id
-_threads: Any = torch._C._is_multithreading_enabled  # type: ignore[attr-defined]
-_set_threads: Any = torch._C._set_multithreading_enabled  # type: ignore[attr-defined]
+_threads: Any = torch._C._is_multithreading_enabled
+_set_threads: Any = torch._C._set_multithreading_enabled
 
 
 class Flow:
@@ -132,7 +134,7 @@ class Backward:
             self._close()
             raise NotReachedError("This backward reaches nothing: none of its `inputs` is part of the graph.")
         self._mode = _Mode(self)
-        push_function_mode(self._mode)
+        push_function_mode(self._mode)  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
@@ -192,13 +194,17 @@ class Backward:
         if flow is None:
             raise OrderError(_passed(tensor))
         if flow.given is None:
-            raise NotReachedError(f"No gradient flows to {describe(tensor)} in this backward: it was not used.")
+            raise NotReachedError(
+                f"No gradient flows to {describe(tensor)} in this backward: it was not used."
+            )
         return flow
 
     def _in_order(self) -> None:
         """The engine of torch keeps one queue a thread: of nested backwards only the innermost can go on."""
         if self._switch is None or self._switch.done:
-            raise OrderError("This backward is over: its gradients have passed.\nAsk for them in the order of the backward.")
+            raise OrderError(
+                "This backward is over: its gradients have passed.\nAsk for them in the order of the backward."
+            )
         if self._number >= 0 and _task() != self._number:
             raise TraceError(
                 "A backward that was opened after this one is not over, and torch can go on with the innermost only.\n"
@@ -222,7 +228,7 @@ class Backward:
 
     def _run_to(self, edge: Edge, tensor: torch.Tensor) -> Flow | None:
         self._wanted = edge
-        hook = tensor.register_hook(_Hook(weakref.ref(self), edge))
+        hook: Any = tensor.register_hook(_Hook(weakref.ref(self), edge))  # type: ignore[no-untyped-call]
         try:
             self._go_on()
         finally:

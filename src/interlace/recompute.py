@@ -37,7 +37,7 @@ class Snapshot:
 
     def again(self) -> torch.Tensor:
         """Another tensor like it, which the model may change."""
-        with _disable_current_modes(), torch.enable_grad():  # type: ignore[no-untyped-call]
+        with _disable_current_modes(), torch.enable_grad():
             return self.value.detach().requires_grad_(self.requires_grad).clone()
 
 
@@ -61,14 +61,16 @@ class Change:
         """Do it to a recomputed visit."""
         found = list(trees.leaves(_parts(visit)))
         if len(found) != self.count:
-            raise TraceError(_REFUSED + "The recomputed values have another structure than those of the forward.")
+            raise TraceError(
+                _REFUSED + "The recomputed values have another structure than those of the forward."
+            )
 
         def leaf(held: Any) -> Any:
             if isinstance(held, Kept):
                 return found[held.at]
             if isinstance(held, tuple):  # changed in place, so that whatever shares its memory sees it
                 at, snapshot = held
-                with _disable_current_modes():  # type: ignore[no-untyped-call]
+                with _disable_current_modes():
                     found[at].copy_(snapshot.again())
                 return found[at]
             return held.again() if isinstance(held, Snapshot) else held
@@ -98,7 +100,7 @@ def _parts(visit: Visit) -> tuple[Any, ...]:
 def _random() -> list[torch.Tensor]:
     """The state of torch's random numbers, which the block shares with the model."""
     states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states.append(torch.cuda.get_rng_state())
     return states
 
@@ -216,19 +218,17 @@ class Replay(Run):
         if change is None:
             return
         if place in self.met or change.count < 0:
-            raise TraceError(_REFUSED + "It calls one module several times, and these calls cannot be told apart.")
+            raise TraceError(
+                _REFUSED + "It calls one module several times, and these calls cannot be told apart."
+            )
         self.met.add(place)
         change.repeat(visit)
 
 
 def regions_here() -> list[Any]:
     """The regions of `torch.utils.checkpoint` in whose forward this is called, outermost first."""
-    found = []
-    for pack, _ in ambient.saved_hooks():
-        for cell in getattr(pack, "__closure__", None) or ():
-            if type(cell.cell_contents).__name__ == "_CheckpointFrame":
-                found.append(cell.cell_contents)
-    return found
+    cells = [cell for pack, _ in ambient.saved_hooks() for cell in getattr(pack, "__closure__", None) or ()]
+    return [cell.cell_contents for cell in cells if type(cell.cell_contents).__name__ == "_CheckpointFrame"]
 
 
 def _function_here(frame: FrameType | None) -> Any:
@@ -254,7 +254,7 @@ class Changes:
     def enter(self, visit: Visit) -> Callable[[], None] | None:
         """Called before blocks get a visit; what it returns is called after."""
         frames, function = regions_here(), None
-        if not torch._C._is_fwd_grad_enabled():  # type: ignore[attr-defined]
+        if not torch._C._is_fwd_grad_enabled():
             function = _function_here(sys._getframe(2))
         if not frames and function is None:
             return None
@@ -303,12 +303,14 @@ def _refuse_operation(*args: Any) -> None:  # noqa: ARG001
 
 def _refuse_late(*args: Any) -> None:  # noqa: ARG001
     raise TraceError(
-        _REFUSED + "A tensor was edited in place after the model had gone on from it; edit it where it is read."
+        _REFUSED
+        + "A tensor was edited in place after the model had gone on from it; edit it where it is read."
     )
 
 
 def _refuse(gradients: Any) -> None:  # noqa: ARG001
     raise TraceError(
-        _REFUSED + "Checkpoint with `use_reentrant=False`: in transformers, `model.gradient_checkpointing_enable("
+        _REFUSED
+        + "Checkpoint with `use_reentrant=False`: in transformers, `model.gradient_checkpointing_enable("
         "gradient_checkpointing_kwargs={'use_reentrant': False})`."
     )

@@ -19,7 +19,7 @@ from interlace.site import Past, Port, Site, Visit, spell
 from interlace.switch import Switch
 
 _grad = torch.is_grad_enabled
-_forward_grad: Any = torch._C._is_fwd_grad_enabled  # type: ignore[attr-defined]
+_forward_grad: Any = torch._C._is_fwd_grad_enabled
 _top_hooks = ambient.top_hooks
 
 Watcher = Callable[[Visit], None]
@@ -57,8 +57,8 @@ class Run:
     """
 
     __slots__ = (
-        "__weakref__", "_asked", "_held_back", "_site", "_wanted", "after", "at_end", "before",
-        "changes",        "ends", "failed", "frames", "kinds", "live", "passing", "pending", "reads", "side", "skipped", "starts",
+        "__weakref__", "_asked", "_held_back", "_site", "_wanted", "after", "at_end", "before", "changes",
+        "ends", "failed", "frames", "kinds", "live", "passing", "pending", "reads", "side", "skipped", "starts",
         "stopped", "switch", "watchers",
     )  # fmt: skip
 
