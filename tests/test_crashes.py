@@ -204,6 +204,50 @@ assert not switch._homes.home.abandoned and not switch._homes.home.parked
     )
 
 
+def test_a_request_inside_an_operator_for_what_is_inside_another_is_refused() -> None:
+    """Fact 12: the block's operator would return before the model's does. The run is ended while it can be."""
+    out = survives(
+        OPERATOR
+        + """
+ask = []
+@torch.library.custom_op("crash::block", mutates_args=())
+def block(x: torch.Tensor) -> torch.Tensor:
+    return ask[0]().clone()
+
+for once in range(3):
+    ask[:] = [lambda: model.inner.output]
+    try:
+        with torch.no_grad(), model.trace(x):
+            torch.ops.crash.block(x)
+    except TraceError as error:
+        assert "inside a torch operator written in Python, and was asked for inside another" in str(error), error
+    else:
+        raise SystemExit("it went on")
+    ask[:] = [lambda: other[0].output]
+    with torch.no_grad(), other.trace(x):
+        seen = torch.ops.crash.block(x)       # the model is in no operator
+        other[0].output[:] = 0
+    assert torch.equal(seen, other._module[0](x))
+    ask[:] = [lambda: model.last.output]
+    with torch.no_grad(), model.trace(x):
+        seen = torch.ops.crash.block(x)       # it has left its own
+    assert torch.equal(seen, model(x))
+try:
+    with torch.no_grad(), other.trace() as tracer:
+        @tracer.invoke(x)
+        def first():
+            ask[:] = [lambda: other[0].output]
+            torch.ops.crash.block(x)
+except TraceError as error:
+    assert "in one block of several" in str(error), error
+else:
+    raise SystemExit("it went on")
+print("alive")
+"""
+    )
+    assert out == "alive\n"
+
+
 def test_threads_that_end_with_idle_and_with_open_traces() -> None:
     """Fact 7: a thread may end with workers that wait, and with traces that nobody left."""
     out = survives(

@@ -240,7 +240,7 @@ def test_each_invoke_has_the_gradients_of_its_rows(form: str) -> None:
                 with il.backward(loss, retain_graph=True):
                     one = first.grad
             with tracer.invoke(x[1:]):
-                kept = model.h[1].output  # noqa: F841  (a site needs its tensor to be kept)
+                kept = model.h[1].output
                 loss2 = total(model.output)
                 with il.backward(loss2):
                     two = model.h[1].output[0].grad

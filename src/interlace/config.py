@@ -7,6 +7,7 @@
 | `cache_dir`| `INTERLACE_CACHE_DIR`| where files that the library makes are kept                          |
 | `host`     | `INTERLACE_HOST`     | address of a remote server                                           |
 | `api_key`  | `INTERLACE_API_KEY`  | key for it                                                           |
+| `full_tracebacks` | `INTERLACE_FULL_TRACEBACKS` | errors show the library's own frames too               |
 
 The file is `config.json` in the configuration folder (`INTERLACE_CONFIG`, default `~/.config/interlace`); the
 environment wins over it.
@@ -25,6 +26,7 @@ _DEFAULTS: dict[str, Any] = {
     "cache_dir": "~/.cache/interlace",
     "host": None,
     "api_key": None,
+    "full_tracebacks": False,
 }
 
 
@@ -41,6 +43,7 @@ class Config:
     cache_dir: str
     host: str | None
     api_key: str | None
+    full_tracebacks: bool
 
     __slots__ = tuple(_DEFAULTS)
 

@@ -53,6 +53,12 @@ def _driven(frame: FrameType) -> bool:
     return bool(frame.f_code.co_flags & _PARKED) and back is not None and _is_contextlib(back)
 
 
+def code_at(source: str, frame: FrameType) -> CodeType:
+    """One expression as code that looks as if it stood at the line where `frame` is."""
+    code = compile("\n" * (frame.f_lineno - 1) + source, frame.f_code.co_filename, "exec")
+    return code.replace(co_name=frame.f_code.co_name)
+
+
 def with_follows(frame: FrameType) -> bool:
     """Whether the call that `frame` is making is the context expression of a `with` statement.
 

@@ -186,7 +186,7 @@ class Backward:
             self._in_order()
             if not _will_execute(edge[0]):
                 raise NotReachedError(
-                    f"No gradient flows to {describe(tensor)} in this backward: what it began at does not depend on it.\n"
+                    f"No gradient flows to {describe(tensor)} in this backward, which does not depend on it.\n"
                     "A value computed from what was read is another tensor; ask for the one that the model went on with."
                 )
             self._refuse_passed(tensor, edge[0])
@@ -320,7 +320,7 @@ class _Mode(TorchFunctionMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._backward = weakref.ref(backward)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__self__", None) is _GRAD:
             backward = self._backward()
             if backward is not None and _stands_in(backward, sys._getframe(1)):

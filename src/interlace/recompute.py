@@ -171,11 +171,11 @@ class Region:
     def recompute(self, frame: Any, call: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """Run the region again with its changes."""
         run = Replay(lambda: call(*args), self, frame)
-        self.taps.install()
+        self.taps.install(run)
         try:
             run.switch.resume()
         finally:
-            self.taps.remove()
+            self.taps.remove(run)
         error, run.switch.error = run.switch.error, None
         saved = run.saved()
         if error is None or type(error).__name__ == "_StopRecomputationError":
@@ -204,8 +204,8 @@ class Replay(Run):
         self.frame = frame
         self.base = sum(frame.recomp_counter.values())
         self.met: set[Place] = set()
-        self.before = {key for key, port, _ in region.changes if port == "input"}
-        self.after = {key for key, port, _ in region.changes if port == "output"}
+        self.tally.before = {key for key, port, _ in region.changes if port == "input"}
+        self.tally.after = {key for key, port, _ in region.changes if port == "output"}
 
     def saved(self) -> int:
         """How many tensors the region has saved so far."""

@@ -10,14 +10,17 @@ nothing of models.
 """
 
 import contextvars
+import functools
 import sys
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable
+from threading import get_ident
 from types import FrameType
 from typing import Any
 
+import torch
 from greenlet import GreenletExit, greenlet
 from greenlet import getcurrent as getcurrent
 
@@ -26,6 +29,9 @@ from interlace.errors import InterlaceWarning, RunEnded, ThreadError, TraceError
 
 _transform = ambient.transform
 _ambient_now = ambient.read
+
+_TURN = ()
+"""What `switch()` gives when the other side has called it with nothing."""
 
 KEPT = 8
 """How many idle workers a thread keeps."""
@@ -45,16 +51,36 @@ class Worker(greenlet):
         self.nested = isinstance(getcurrent(), Worker)
 
 
+@functools.cache
+def pass_dynamo() -> None:
+    """Let torch.compile see through whoever asks where it executes: compiled code is no run's.
+
+    Without it each module would end the graph, with a warning.
+    """
+    substitute = getattr(torch.compiler, "substitute_in_graph", None)  # torch 2.5 knows none
+    if substitute is not None:
+        substitute(getcurrent, skip_signature_check=True)(lambda: None)
+
+
 class Home:
     """What one thread keeps: idle workers, who is parked, and runs whose trace was left on another thread."""
 
-    __slots__ = ("abandoned", "idle", "parked", "thread")
+    __slots__ = ("abandoned", "ident", "idle", "parked", "thread")
 
     def __init__(self) -> None:
         self.idle: list[Worker] = []
         self.parked: list[object] = []
         self.abandoned: deque[Switch] = deque()
         self.thread = threading.current_thread()
+        self.ident = get_ident()
+
+    def __del__(self) -> None:
+        """Let idle workers come to their end while their thread still can: later nothing frees their frames."""
+        if get_ident() == self.ident and not sys.is_finalizing():
+            while self.idle:
+                worker = self.idle.pop()
+                worker.parent = getcurrent()
+                worker.switch()
 
 
 class _Homes(threading.local):
@@ -66,6 +92,22 @@ class _Homes(threading.local):
 
 _homes = _Homes()
 _guard: list[Callable[[Callable[[], object]], object]] = []
+
+
+def home() -> Home:
+    """What this thread keeps."""
+    return _homes.home
+
+
+def guard() -> Callable[[Callable[[], object]], object]:
+    """The call that every stack begins with; made once.
+
+    Raises:
+        PlatformError: None can be had.
+    """
+    if not _guard:
+        _guard.append(unwind.guarded_call())
+    return _guard[0]
 
 
 def _enter() -> None:
@@ -95,6 +137,12 @@ def carried() -> Any:
     return getattr(getcurrent(), "tracing", None)
 
 
+def waiting() -> FrameType | None:
+    """The innermost frame of whoever waits for the job that executes here; None on any other stack."""
+    here = getcurrent()
+    return here.parent.gr_frame if isinstance(here, Worker) and here.parent is not None else None
+
+
 class Switch:
     """One function on a stack of its own.
 
@@ -104,16 +152,17 @@ class Switch:
     """
 
     __slots__ = (
-        "__weakref__", "_abandoned", "_ambient", "_context", "_function", "_home", "_level", "_token",
+        "__weakref__", "_abandoned", "_ambient", "_context", "_function", "_home", "_level", "_resumer", "_token",
         "_worker", "carries", "done", "ending", "error", "result", "unwound",
     )  # fmt: skip
 
     def __init__(self, function: Callable[[], Any], carries: Any) -> None:
         if not _guard:
-            _guard.append(unwind.guarded_call())
+            guard()
         self._function: Callable[[], Any] | None = function
         self.carries = carries
         self._worker: Worker | None = None
+        self._resumer: greenlet | None = None
         self._ambient: ambient.Ambient | bool = ambient.read()
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._level = ambient.functorch_level()
@@ -131,6 +180,11 @@ class Switch:
         """Whether the function has begun."""
         return self._function is None
 
+    @property
+    def frame(self) -> FrameType | None:
+        """The innermost frame of the function where it pauses."""
+        return None if self._worker is None else self._worker.gr_frame
+
     # -- the side that resumes -------------------------------------------------------------------------------
 
     def resume(self) -> None:
@@ -141,46 +195,53 @@ class Switch:
             TraceError: Where torch does not allow the two stacks to take turns out of order.
         """
         home = self._home
-        if _homes.home is not home:
+        if get_ident() != home.ident:
             raise ThreadError(
                 "This trace belongs to another thread; open a trace in the thread that uses it."
             )
         if home.abandoned:
             unwind_abandoned()
-        worker, parked = self._worker, home.parked
+        worker, parked, token, resumer = self._worker, home.parked, self._token, getcurrent()
         if worker is None:
-            worker = self._start(home)
+            worker = self._start(home, resumer)
         else:
-            token = self._token
             if parked and parked[-1] is token:
                 parked.pop()
-            elif token in parked:
-                _refuse_operator_frames(worker.gr_frame, sys._getframe())
-                parked.remove(token)
-            worker.parent = getcurrent()
-        mine = _ambient_now()
-        theirs = self._ambient
-        tracer = sys.gettrace()
+            else:
+                self._take_turn(parked, worker)
+            if resumer is not self._resumer:
+                worker.parent = self._resumer = resumer
+        mine, theirs, tracer = _ambient_now(), self._ambient, sys.gettrace()
         if tracer is not None and _is_coverage(tracer):
             sys.settrace(None)  # here and nowhere deeper: coverage must see this frame return
         if mine is not theirs and mine != theirs:
             ambient.swap(mine, theirs)
-        worker.switch()
-        now = _ambient_now()
-        if now is not mine and now != mine:
-            ambient.swap(now, mine)
-        if tracer is not None:
-            sys.settrace(tracer)
-        self._ambient = now
+        try:
+            came = worker.switch()
+            while came is not _TURN and not self.done:  # a greenlet that the model switched to has ended here
+                came = worker.switch(came)
+        finally:
+            now = _ambient_now()
+            if now is not mine and now != mine:
+                ambient.swap(now, mine)
+            if tracer is not None:
+                sys.settrace(tracer)
         if self.done:
-            self._worker = None
+            self._worker = self._resumer = None
             worker.gr_context = None
         else:
-            parked.append(self._token)
+            self._ambient = now
+            parked.append(token)
 
-    def _start(self, home: Home) -> Worker:
+    def _take_turn(self, parked: list[object], worker: Worker) -> None:
+        """Go on although others were parked later."""
+        if self._token in parked:
+            _refuse_operator_frames(worker.gr_frame, sys._getframe(1))
+            parked.remove(self._token)
+
+    def _start(self, home: Home, resumer: greenlet) -> Worker:
         worker = home.idle.pop() if home.idle else Worker()
-        worker.parent = getcurrent()
+        worker.parent = self._resumer = resumer
         worker.job, worker.tracing, self.carries = self, self.carries, None
         worker.gr_context, self._context = self._context, None
         self._worker = worker
@@ -201,6 +262,8 @@ class Switch:
             return  # no stack can be switched to any more, and all of them are about to go
         elif _homes.home is not self._home:
             self._leave_to_owner()
+        elif self._worker.dead:  # an interrupt fell outside of the function
+            self._forget()
         else:
             try:
                 self.resume()
@@ -209,7 +272,7 @@ class Switch:
 
     def _forget(self) -> None:
         self.done = True
-        self._function = self._context = self.carries = None
+        self._function = self._context = self.carries = self._worker = self._resumer = None
 
     def _leave_to_owner(self) -> None:
         if self._abandoned:
@@ -241,10 +304,10 @@ class Switch:
                 "The model cannot pause inside a transform of torch.func (vmap, grad, ...): torch keeps one "
                 "interpreter for both sides.\nAsk for the value outside of the transformed function."
             )
-        worker = self._worker
-        assert worker is not None
-        assert worker.parent is not None
-        worker.parent.switch()
+        resumer = self._resumer
+        assert resumer is not None
+        resumer.switch()
+        del resumer  # else the two stacks hold each other
         if self.ending:
             raise RunEnded
 
@@ -282,18 +345,24 @@ def _is_coverage(tracer: Any) -> bool:
     return type(owner).__module__.partition(".")[0] == "coverage"
 
 
+def in_operator(frame: FrameType | None, until: FrameType | None) -> bool:
+    """Whether an operator of torch runs Python code on a stack, from `frame` outward to `until`."""
+    while frame is not None and frame is not until:
+        if frame.f_code.co_filename.endswith(("torch/_ops.py", "torch/_library/custom_ops.py")):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _refuse_operator_frames(*stacks: FrameType | None) -> None:
     """Raise where two stacks inside Python operators of torch would be left in another order than entered.
 
     pybind11 keeps a chain of pointers into the native stack for each thread and aborts the process when it is
     broken.
     """
-    for frame in stacks:
-        while frame is not None:
-            if frame.f_code.co_filename.endswith(("torch/_ops.py", "torch/_library/custom_ops.py")):
-                raise TraceError(
-                    "A trace paused inside a custom torch operator must be the last one paused when it  goes "
-                    "on.\nFinish the traces that were opened or advanced after it first, or ask for a value "
-                    f"outside of the operator ({frame.f_code.co_name})."
-                )
-            frame = frame.f_back
+    if any(in_operator(frame, None) for frame in stacks):
+        raise TraceError(
+            "A trace paused inside a custom torch operator must be the last one paused when it goes on.\n"
+            "Finish the traces that were opened or advanced after it first, or ask for a value outside of the "
+            "operator."
+        )

@@ -69,7 +69,7 @@ def guarded_call() -> Callable[[Callable[[], object]], object]:
             risk that an error inside torch kills the process.
     """
     if os.environ.get(ACCEPT) == "1":
-        return lambda function: function()
+        return _unguarded
     machine = platform.machine().lower()
     try:
         if sys.implementation.name != "cpython" or sys.platform == "win32" or machine not in _MACHINES:
@@ -87,3 +87,12 @@ def guarded_call() -> Callable[[Callable[[], object]], object]:
         address
     )
     return call
+
+
+def _unguarded(function: Callable[[], object]) -> object:
+    return function()
+
+
+def is_guarded(call: Callable[[Callable[[], object]], object]) -> bool:
+    """Whether what `guarded_call` gave does guard."""
+    return call is not _unguarded

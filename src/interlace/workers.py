@@ -5,7 +5,7 @@ wait for, their stacks are resumed from the model's own, one after the other, st
 its worker looks like the `Run` of a trace that is its alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from interlace.errors import NotReachedError, OrderError, RunEnded, TraceError
 from interlace.recall import Key
 from interlace.rows import Rows, RowVisit
 from interlace.run import Run, remember
-from interlace.site import Port, Site, Visit
+from interlace.site import Port, Site, Visit, spell
 from interlace.switch import Switch
 
 _END = object()
@@ -123,6 +123,17 @@ class Worker:
 
         self.run.watch(key, port, narrowed)
 
+    def record(self, keys: Collection[Any], port: Port, recorder: Callable[[Any], None]) -> None:
+        """Have `recorder` called at every visit of these sites, with this block's rows. See `Run.record`."""
+        rows = self.rows
+        if rows is not None:
+            whole = recorder
+
+            def recorder(visit: Visit) -> None:
+                whole(RowVisit(visit, rows))
+
+        self.run.record(keys, port, recorder)
+
     def ask(self, site: Site, port: Port, number: int) -> Any:
         """Wait until the model reaches a visit. See `Run.ask`."""
         if self.side is not None:
@@ -146,7 +157,7 @@ class Worker:
         run._site = site
         return self._own(schedule.live)
 
-    def ahead(self, site: Site, port: Port, number: int) -> bool:
+    def ahead(self, site: Site, port: Port, number: int, inside: bool = False) -> bool:  # noqa: ARG002
         """Wait like `ask`, and tell whether the visit came before the model ended."""
         try:
             self.ask(site, port, number)
@@ -226,7 +237,8 @@ class Worker:
 class Served(Run):
     """A run whose workers are started before its model is."""
 
-    __slots__ = ("schedule",)
+    __slots__ = ("begun", "schedule")
+    begun: bool
     schedule: "Schedule | None"
 
     def ask(self, site: Site, port: Port, number: int) -> Visit:
@@ -239,10 +251,18 @@ class Served(Run):
         self._first()
         return super().finish()
 
+    def where(self) -> str:
+        """Where the model is now, in words: it does not pause for workers."""
+        over = self.failed is not None or self.stopped or self.switch.done
+        if over or self.live is not None or self._site is None:
+            return super().where()
+        return f"the model has reached `{spell(self._site.path)}`"
+
     def _first(self) -> None:
-        schedule, self.schedule = self.schedule, None
-        if schedule is None:
+        schedule = self.schedule
+        if self.begun or schedule is None:
             return
+        self.begun = True
         try:
             schedule.first_turns()
         except BaseException as error:
@@ -255,11 +275,14 @@ class Served(Run):
             self._release()
 
     def end(self) -> None:
-        """Unwind the model, and forget blocks that were never started."""
-        schedule, self.schedule = self.schedule, None
-        if schedule is not None:
+        """Unwind the model, and the blocks that it does not unwind because it was never started."""
+        schedule = self.schedule
+        if schedule is not None and not self.switch.started:
             schedule._close()
         super().end()
+        if schedule is not None and self.switch.done:
+            schedule._close()  # for an interrupt that fell into it before
+            self.schedule = None
 
 
 class Schedule:
@@ -305,7 +328,7 @@ class Schedule:
             return self.result
 
         run = self._run = Served(serve)
-        run.schedule = self
+        run.schedule, run.begun = self, False
         return run
 
     def first_turns(self) -> None:

@@ -56,11 +56,11 @@ def instrumented(
             for key in frame.keys:
                 run.watch(key, "input", partial(write_back, seen))
                 run.watch(key, "output", partial(write_back, seen))
-    taps.install()
+    taps.install(run)
     try:
         result = run.finish()
     finally:
-        taps.remove()
+        taps.remove(run)
     return result, frames, run, seen
 
 

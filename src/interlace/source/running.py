@@ -32,7 +32,7 @@ class StandIn:
         self.original: Callable[..., Any] = module.forward
         self.held = module.__dict__.get("forward")
         self.key = id(module)
-        self.users = 0
+        self.users: set[int] = set()
         self.__wrapped__ = self.original  # where `inspect.signature` looks; `generate` asks for it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -50,27 +50,29 @@ class StandIn:
         return self.original if copied is None else type(copied).forward.__get__(copied)
 
     @classmethod
-    def put(cls, module: nn.Module) -> "StandIn":
-        """The stand-in of a module, put in place by its first user."""
+    def put(cls, module: nn.Module, user: object) -> None:
+        """Put the stand-in of a module in place, if nobody has; `leave` undoes it from any point in here."""
         with _lock:
             slot = module.__dict__
             found = slot.get("forward")
             if not isinstance(found, cls):
                 slot["forward"] = found = cls(module)
-            found.users += 1
-            return found
+            found.users.add(id(user))
 
-    def leave(self, module: nn.Module) -> None:
+    @classmethod
+    def leave(cls, module: nn.Module, user: object) -> None:
         """One user fewer; the last one gives the module its forward back."""
         with _lock:
-            self.users -= 1
             slot = module.__dict__
-            if self.users or slot.get("forward") is not self:
+            found = slot.get("forward")
+            if not isinstance(found, cls):
                 return
-            if self.held is None:
+            if found.users - {id(user)}:
+                found.users.discard(id(user))
+            elif found.held is None:
                 del slot["forward"]
             else:
-                slot["forward"] = self.held
+                slot["forward"] = found.held
 
 
 class Frame:
@@ -93,11 +95,12 @@ class Frame:
         "rewritten",
         "run",
         "starts",
+        "tally",
     )
 
     def __init__(self, run: Run, rewritten: Rewritten, path: str) -> None:
         self.run = run
-        self.starts, self.ends = run.starts, run.ends
+        self.starts, self.ends, self.tally = run.starts, run.ends, run.tally
         self.rewritten = rewritten
         self.path = path
         self.keys = tuple([object() for _ in rewritten.operations])
@@ -113,7 +116,8 @@ class Frame:
 
     def close(self) -> None:
         """Let go of the rewritten forward, which holds this frame and the module."""
-        del self.forward
+        if hasattr(self, "forward"):
+            del self.forward
         self.inner.clear()
 
     def began(self, calls: int) -> None:
@@ -126,46 +130,51 @@ class Frame:
     def call(self, at: int, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """A call, counted, and reported where somebody waits for it."""
         run, key = self.run, self.keys[at]
-        if key in run.before:
+        if key in self.tally.before:
             self.callees[at] = function
             try:
                 return run.reach(key, functools.partial(self._enter, at, function), args, kwargs)
             finally:
                 self.callees.pop(at, None)
-        number = self.starts[key]
-        self.starts[key] = number + 1
-        if at in self.inner:
-            result = self._enter(at, function, *args, **kwargs)
-        else:
-            result = function(*args, **kwargs)
+        self.starts[key] += 1
+        try:
+            if at in self.inner:
+                result = self._enter(at, function, *args, **kwargs)
+            else:
+                result = function(*args, **kwargs)
+        except BaseException:
+            self.run.broke(key)
+            raise
         self.ends[key] += 1
-        if key in run.after:
-            return run.leave(key, number, args, kwargs, result)
+        if key in self.tally.after:
+            return run.leave(key, args, kwargs, result)
         return result
 
     def operator(self, at: int, /, *operands: Any) -> Any:
         """An operator, likewise."""
         run, key, function = self.run, self.keys[at], self.functions[at]
-        if key in run.before:
+        if key in self.tally.before:
             return run.reach(key, function, operands, {})
-        number = self.starts[key]
-        self.starts[key] = number + 1
-        result = function(*operands)
+        self.starts[key] += 1
+        try:
+            result = function(*operands)
+        except BaseException:
+            self.run.broke(key)
+            raise
         self.ends[key] += 1
-        if key in run.after:
-            return run.leave(key, number, operands, {}, result)
+        if key in self.tally.after:
+            return run.leave(key, operands, {}, result)
         return result
 
     def value(self, at: int, value: Any, /) -> Any:
         """A variable, likewise: what it is about to hold is both its input and its output."""
         run, key = self.run, self.keys[at]
-        if key in run.before:
+        if key in self.tally.before:
             return run.reach(key, _itself, (value,), {})
-        number = self.starts[key]
-        self.starts[key] = number + 1
+        self.starts[key] += 1
         self.ends[key] += 1
-        if key in run.after:
-            return run.leave(key, number, (value,), {}, value)
+        if key in self.tally.after:
+            return run.leave(key, (value,), {}, value)
         return value
 
     # -- functions inside
@@ -208,6 +217,7 @@ class Frame:
         if frame is None:
             frame = Frame(self.run, rewritten, f"{path}.source")
             frame.began(self.run.ends[self.keys[operation.position]])
+            self.run.learn(frame.keys)
         frames[rewritten] = frame
         return frame
 
@@ -242,9 +252,10 @@ def instrument(run: Run, module: nn.Module, path: str) -> Frame:
         raise SourceError(f"`{spell(path)}.source` is not to be had: {error}") from None
     frame.forward = rebuilt(target, frame.rewritten.bind(body, frame))
     frame.began(run.ends[key])
-    stand_in = StandIn.put(module)
+    run.at_end += [frame.close, functools.partial(StandIn.leave, module, frame)]
+    StandIn.put(module, frame)
     run.frames[key] = frame
-    run.at_end += [functools.partial(stand_in.leave, module), frame.close]
+    run.learn(frame.keys)
     return frame
 
 

@@ -1,0 +1,208 @@
+"""Errors raised on every line of the library while a trace runs, as Ctrl-C or a lack of memory may be.
+
+A trace function counts the lines of the library that a scenario executes, on both sides of the switch. The
+scenario is then run once for each of them, with the error raised there; afterwards nothing may be left of it.
+"""
+
+import gc
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+import interlace as il
+from interlace import switch
+from interlace.tap import SLOT
+from tests.models import sequential
+
+LIBRARY = f"{Path(il.__file__).parent}/"
+X = torch.ones(2, 3)
+
+
+class Fault:
+    """Raises an error at the n-th line of the library that is executed."""
+
+    def __init__(self, at: int, error: type[BaseException]) -> None:
+        self.at = at
+        self.error = error
+        self.count = 0
+        self.where = ""
+
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
+        code = frame.f_code
+        if not code.co_filename.startswith(LIBRARY) or code.co_name == "__del__":
+            return None  # an error in a finalizer reaches nobody
+        return self.line
+
+    def line(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line":
+            self.count += 1
+            if self.count == self.at:
+                file = frame.f_code.co_filename.removeprefix(LIBRARY)
+                self.where = f"{file}:{frame.f_lineno} ({frame.f_code.co_name})"
+                sys.settrace(None)
+                raise self.error
+        return self.line
+
+
+def plain(model: il.Model) -> None:
+    with model.trace(X):
+        hidden = model[0].output
+        model[1].input = hidden * 1
+        model.output  # noqa: B018
+
+
+def prompts(model: il.Model) -> None:
+    with model.trace() as tracer:
+
+        @tracer.invoke(X)  # type: ignore[untyped-decorator]
+        def first() -> Any:
+            model[0].output[:] *= 1
+            return model[1].output
+
+        @tracer.invoke(X)  # type: ignore[untyped-decorator]
+        def second() -> Any:
+            return model[2].output
+
+
+def captured(model: il.Model) -> None:
+    with model.trace() as tracer, tracer.invoke(X):
+        model[0].output  # noqa: B018
+
+
+def edited(model: il.Model) -> None:
+    model.edit(lambda inner: inner[0].output)(X)
+
+
+def loop(model: il.Model) -> None:
+    with model.trace(X) as tracer:
+        for _ in tracer.iter[:]:
+            model[0].output  # noqa: B018
+
+
+def stopped(model: il.Model) -> None:
+    with model.trace(X) as tracer:
+        model[0].output  # noqa: B018
+        tracer.stop()
+
+
+def failing(model: il.Model) -> None:
+    try:
+        with model.trace(X):
+            model[0].output  # noqa: B018
+            raise KeyError
+    except KeyError:
+        pass
+
+
+def nested(model: il.Model) -> None:
+    with model.trace(X):
+        model[0].output  # noqa: B018
+        with torch.no_grad(), model.trace(X):
+            model[1].output  # noqa: B018
+        model[1].output  # noqa: B018
+
+
+def operations(model: il.Model) -> None:
+    with model.trace(X):
+        model.source.module_0.output  # noqa: B018
+
+
+SCENARIOS = (plain, prompts, captured, edited, loop, stopped, failing, nested, operations)
+
+
+@dataclass
+class Findings:
+    """How many faults were injected, and what was left behind by which."""
+
+    injected: int = 0
+    left: list[str] = field(default_factory=list)
+
+
+def model_and_output() -> tuple[il.Model, torch.Tensor]:
+    torch.manual_seed(0)
+    net = sequential()
+    return il.Model(net), net(X).detach()
+
+
+def inject(
+    scenario: Callable[[il.Model], None], error: type[BaseException], stride: int = 1, start: int = 1
+) -> Findings:
+    """Raise an error on every line of the library, or every `stride`-th, that a scenario comes past."""
+    findings = Findings()
+    gc.collect()
+    gc.freeze()  # else each collection below walks all of torch
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scenario(model_and_output()[0])
+            parked = len(switch.home().parked)
+            for at in range(start, _lines(scenario) + 1, stride):
+                model, wanted = model_and_output()
+                fault = Fault(at, error)
+                before = _run(scenario, model, fault)
+                findings.injected += 1
+                findings.left += [f"{scenario.__name__}: {fault.where}: {one}" for one in before]
+                findings.left += [
+                    f"{scenario.__name__}: {fault.where}: {one}" for one in left(model, wanted, parked)
+                ]
+    finally:
+        gc.unfreeze()
+    return findings
+
+
+def _lines(scenario: Callable[[il.Model], None]) -> int:
+    counting = Fault(-1, KeyboardInterrupt)
+    _run(scenario, model_and_output()[0], counting)
+    return counting.count
+
+
+def _run(scenario: Callable[[il.Model], None], model: il.Model, fault: Fault) -> list[str]:
+    """Run it, and tell when the error did not come out as it went in."""
+    tracer = sys.gettrace()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        sys.settrace(fault)
+        try:
+            scenario(model)
+        except fault.error:
+            return []
+        except BaseException as error:
+            return [f"came out as {error!r}"]
+        finally:
+            sys.settrace(tracer)
+    said = any(fault.error.__name__ in str(warning.message) for warning in told)
+    return [] if said or not fault.where else ["was swallowed"]
+
+
+def left(model: il.Model, wanted: torch.Tensor, parked: int) -> Iterator[str]:
+    """What is left of a run that ended in an error, beside what was parked before; is the next one right?"""
+    gc.collect()
+    home = switch.home()
+    if any(SLOT in module.__dict__ for module in model._module.modules()):
+        yield "taps"
+    if any("forward" in module.__dict__ for module in model._module.modules()):
+        yield "a rewritten forward"
+    if model.interleaving:
+        yield "an open trace"
+    if len(home.parked) > parked:
+        yield "a parked stack"
+        del home.parked[parked:]
+    if not torch.is_grad_enabled():
+        yield "another grad mode"
+        torch.set_grad_enabled(True)
+    try:
+        with model.trace(X):
+            hidden, out = model[0].output, model.output
+    except BaseException as error:
+        yield f"a model that fails: {error!r}"
+    else:
+        if not torch.equal(out, wanted) or not torch.equal(hidden, model[0]._module(X)):
+            yield "wrong values"
+    if any(SLOT in module.__dict__ for module in model._module.modules()):
+        yield "taps of the next trace"

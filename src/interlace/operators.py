@@ -1,0 +1,56 @@
+"""Requests made from inside an operator of torch that is written in Python.
+
+pybind11 keeps a chain of pointers into the native stack for each thread, and aborts the process when one is
+taken off before those that were put on after it. So an operator that the block has called must not return while
+the model is parked inside one of its own. `careful` gives such a request a trace that sees to that; every other
+request pays nothing for it but the walk over the frames between it and its block, if there are any.
+"""
+
+from types import FrameType
+from typing import Any
+
+from interlace.errors import TraceError
+from interlace.run import Run
+from interlace.site import Port, Site, Visit
+from interlace.switch import in_operator
+
+
+def careful(trace: Any, asker: FrameType, owner: FrameType) -> Any:
+    """The trace for a request: `trace` itself, unless an operator runs between its block and the asker."""
+    return Inside(trace) if in_operator(asker, owner) else trace
+
+
+class Inside:
+    """A trace, as it is asked from inside an operator that its block has called."""
+
+    def __init__(self, trace: Any) -> None:
+        self._trace = trace
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trace, name)
+
+    def visit(self, site: Site, port: Port) -> Visit:
+        """Like `Trace.visit`; a model that has parked inside an operator of its own is ended first."""
+        run = self._trace.run
+        if not isinstance(run, Run):
+            raise TraceError(
+                f"{site.at(port)} was asked for inside a torch operator written in Python, in one block of "
+                "several.\nAsk for it before the operator is called."
+            )
+        visit: Visit = self._trace.visit(site, port)
+        if in_operator(run.switch.frame, None):
+            run.end()
+            raise TraceError(
+                f"{site.at(port)} is inside a torch operator written in Python, and was asked for inside another "
+                "one; torch cannot leave them in that order.\nThe run has been ended. Ask for it before the "
+                "operator is called."
+            )
+        return visit
+
+    def before(self, site: Site) -> Visit:
+        """Like `Trace.before`."""
+        return type(self._trace).before(self, site)  # type: ignore[no-any-return]
+
+    def skip(self, site: Site, value: Any) -> None:
+        """Like `Trace.skip`."""
+        type(self._trace).skip(self, site, value)
