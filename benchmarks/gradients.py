@@ -24,7 +24,7 @@ def subjects() -> dict[str, Callable[[], list[torch.Tensor]]]:
         found: list[torch.Tensor] = []
 
         def forward(module: nn.Module, args: object, output: torch.Tensor) -> None:
-            output.register_hook(found.append)
+            output.register_hook(found.append)  # type: ignore[no-untyped-call]
 
         placed = [block.register_forward_hook(forward) for block in net]
         try:

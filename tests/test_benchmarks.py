@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gradients, memory, models, recording, report, scans, workloads
+from benchmarks import gradients, memory, models, recording, report, scans, source, workloads
 from benchmarks.adapters import OURS
 from benchmarks.aims import Aim, aim_of, ratio
 from benchmarks.measure import Contender, Cost, interleaved
@@ -119,4 +119,4 @@ def test_scans_are_timed_on_the_same_shapes() -> None:
 
 def test_every_way_gives_the_same_gradients() -> None:
     ways = gradients.subjects()  # compares them
-    assert len(ways["hooks by hand"]()) == gradients.LAYERS
+    assert len(ways["hooks by hand"]()) == source.LAYERS

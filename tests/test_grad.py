@@ -68,7 +68,7 @@ MODELS = [transformer, chain, experts, looped]
 
 
 def total(output: Any) -> Tensor:
-    return (output if isinstance(output, Tensor) else output.logits).square().sum()  # type: ignore[no-any-return]
+    return (output if isinstance(output, Tensor) else output.logits).square().sum()
 
 
 def hooked(model: il.Model, x: Tensor, modules: list[nn.Module], scale: list[float]) -> list[Tensor]:
@@ -114,9 +114,9 @@ def test_gradients_equal_those_of_hooks(make: Any, data: st.DataObject) -> None:
                 if in_place:
                     hidden.grad *= factor
                 else:
-                    hidden.grad = hidden.grad * factor  # type: ignore[operator]
+                    hidden.grad = hidden.grad * factor
                 found.append(hidden.grad)
-        return found  # type: ignore[return-value]
+        return found
 
     with model.trace(x) as tracer:
         kept = read(model)
@@ -124,7 +124,7 @@ def test_gradients_equal_those_of_hooks(make: Any, data: st.DataObject) -> None:
             found = walk(total(tracer.result))
     if not inside:
         found = walk(total(tracer.result))
-    found += [p.grad for p in model._module.parameters() if p.grad is not None]  # type: ignore[misc]
+    found += [p.grad for p in model._module.parameters() if p.grad is not None]
     assert len(found) == len(expected)
     assert all(map(torch.equal, found, expected))
 
@@ -144,7 +144,7 @@ def test_plain_torch_just_works(make: Any, inside: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         found = [*grads, *(p.grad for p in model._module.parameters() if p.grad is not None)]
         assert all(map(torch.equal, found, expected))
-        assert all(torch.equal(h.grad, g) for h, g in zip(reversed(kept), grads, strict=True))  # type: ignore[arg-type]
+        assert all(torch.equal(h.grad, g) for h, g in zip(reversed(kept), grads, strict=True))
 
     with model.trace(x) as tracer:
         kept = read(model)
@@ -168,7 +168,7 @@ def test_sites_mean_what_was_read(read: tuple[il.Model, Hidden, Tensor]) -> None
     (expected,) = torch.autograd.grad(loss, kept, retain_graph=True)
     with il.backward(loss):
         assert model.h[1].output[0] is kept
-        assert torch.equal(model.h[1].output[0].grad, expected)
+        assert torch.equal(model.h[1].output[0].grad, expected)  # type: ignore[arg-type]
         with pytest.raises(NotReachedError, match=r"`model\.embed\.output` was not read with gradients"):
             model.embed.output  # noqa: B018
     with model.trace(ids()):
@@ -442,12 +442,12 @@ def test_each_side_keeps_its_world(read: tuple[il.Model, Hidden, Tensor]) -> Non
     """Law 8: modes, grad mode and autograd's threads of the block are the block's."""
     _, (_, middle, last), loss = read
     seen: list[Any] = []
-    last.register_hook(lambda gradient: seen.append((torch.is_grad_enabled(), torch.empty(1).device.type)))
+    last.register_hook(lambda gradient: seen.append((torch.is_grad_enabled(), torch.empty(1).device.type)))  # type: ignore[no-untyped-call]
     with torch.no_grad(), il.backward(loss), torch.device("meta"):
         middle.grad  # noqa: B018
         assert not torch.is_grad_enabled()
         assert torch.empty(1).is_meta
-        assert torch._C._is_multithreading_enabled()  # type: ignore[attr-defined]
+        assert torch._C._is_multithreading_enabled()
     assert seen == [(False, "cpu")]
 
 
@@ -526,4 +526,4 @@ def test_training_beside_traces_is_unchanged_to_the_bit() -> None:
     assert all(map(torch.equal, train(True), train(False)))
     assert type(Tensor.backward).__name__ == "function"
     assert Tensor.backward.__module__ == "torch._tensor"
-    assert Tensor.grad is torch._C.TensorBase.grad  # type: ignore[attr-defined]
+    assert Tensor.grad is torch._C.TensorBase.grad

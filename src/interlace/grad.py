@@ -186,7 +186,7 @@ class Backward:
             self._in_order()
             if not _will_execute(edge[0]):
                 raise NotReachedError(
-                    f"No gradient flows to {describe(tensor)} in this backward, which does not depend on it.\n"
+                    f"No gradient flows to {describe(tensor)} in this backward: the loss does not depend on it.\n"
                     "A value computed from what was read is another tensor; ask for the one that the model went on with."
                 )
             self._refuse_passed(tensor, edge[0])
@@ -317,7 +317,7 @@ class _Mode(TorchFunctionMode):
     """Serves `tensor.grad` in the block of a backward. Torch hands it every call of that thread."""
 
     def __init__(self, backward: Backward) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._backward = weakref.ref(backward)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
