@@ -21,6 +21,9 @@ import pytest
 import torch
 
 import interlace
+from interlace.compat.nnsight import mounts
+
+mounts.unmount()  # what its import put on other libraries' objects; other tests are about those
 
 pytestmark = pytest.mark.language
 
@@ -38,6 +41,17 @@ class Block:
     code: list[str]
     claim: str | None = None
     expected: str | None = None
+
+
+@pytest.fixture
+def mounted(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On a page, or in a docstring, of the names for code of nnsight, they are where their import puts them."""
+    about = "nnsight" in request.node.name
+    if about:
+        mounts.mount()
+    yield
+    if about:
+        mounts.unmount()
 
 
 def fences(page: list[str]) -> Iterator[tuple[int, str, list[str]]]:
@@ -89,6 +103,7 @@ def run(block: Block, namespace: dict[str, object]) -> None:
         assert same(block.expected, got), f"{where} {block.claim}\n{got}\n--- the page says\n{block.expected}"
 
 
+@pytest.mark.usefixtures("mounted")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = page.read_text(encoding="utf-8").splitlines()
@@ -113,6 +128,7 @@ def modules() -> list[str]:
     return ["interlace", *sorted(found.name for found in walked if not found.name.endswith("__main__"))]
 
 
+@pytest.mark.usefixtures("mounted")
 @pytest.mark.parametrize("name", modules())
 def test_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -284,7 +284,7 @@ def test_an_error_inside_a_view_is_told(model: il.Model) -> None:
 
 def test_a_view_is_of_a_port() -> None:
     """S-98."""
-    with pytest.raises(ValueError, match=r"of an `output` or an `input`.*'weight'"):
+    with pytest.raises(ValueError, match=r"of an `output`, an `input` or the `inputs`.*'weight'"):
         il.view("weight")(lambda self, value: value)
 
 

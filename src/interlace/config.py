@@ -90,9 +90,13 @@ def _boolean(name: str, given: str) -> bool:
     return words[given.lower()]
 
 
+def file() -> Path:
+    """The file of the user's settings, which need not exist."""
+    return Path(os.environ.get("INTERLACE_CONFIG", "~/.config/interlace")).expanduser() / "config.json"
+
+
 def _from_file() -> dict[str, Any]:
-    folder = Path(os.environ.get("INTERLACE_CONFIG", "~/.config/interlace")).expanduser()
-    path = folder / "config.json"
+    path = file()
     if not path.is_file():
         return {}
     try:

@@ -78,3 +78,21 @@ def with_follows(frame: FrameType) -> bool:
 def _loads_exit(code: bytes, at: int) -> bool:
     """3.14 spells `with` as `COPY 1; LOAD_SPECIAL __exit__; ...`."""
     return at < len(code) and dis.opname[code[at]] == "LOAD_SPECIAL"
+
+
+def calls_attribute(frame: FrameType) -> bool:
+    """Whether `frame` is loading an attribute that it calls next, with no arguments: `x.name()` as it is written.
+
+    Neither `hasattr(x, "name")`, nor `getattr`, nor `x.name` by itself is that.
+    """
+    code, at = frame.f_code.co_code, frame.f_lasti
+    if dis.opname[code[at]] not in ("LOAD_ATTR", "LOAD_METHOD"):
+        return False
+    at += 2
+    while at < len(code) and dis.opname[code[at]] in ("CACHE", "PRECALL", "PUSH_NULL"):
+        at += 2
+    return (
+        at < len(code)
+        and dis.opname[code[at]] in ("CALL", "CALL_METHOD", "CALL_FUNCTION")
+        and code[at + 1] == 0
+    )

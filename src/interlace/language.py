@@ -10,18 +10,20 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from huggingface_hub.constants import HF_HUB_CACHE
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
 from interlace import fakes
+from interlace.batch import Batch
 from interlace.calls import Function, Input, resolve
 from interlace.edit import DEFAULT
 from interlace.envoy import Envoy
@@ -29,6 +31,7 @@ from interlace.errors import ExportError, InputError, InterlaceWarning
 from interlace.model import Model
 from interlace.prompts import encode, pad_labels, pad_together, position_ids
 from interlace.rename import Aliases
+from interlace.served import Finished, Served
 from interlace.switch import carried
 
 if TYPE_CHECKING:
@@ -73,12 +76,14 @@ class Generator(nn.Module):
 class _Streamer(BaseStreamer):  # type: ignore[misc]
     """Hands the tokens of each step to the streamer's site; a streamer of the user's own gets all."""
 
-    def __init__(self, site: Streamed, other: Any) -> None:
-        self.site, self.other = site, other
+    def __init__(self, site: Streamed, other: Any, finished: Finished | None) -> None:
+        self.site, self.other, self.finished = site, other, finished
         self.started = False
 
     def put(self, value: torch.Tensor) -> None:
         if self.started:
+            if self.finished is not None:
+                self.finished.saw(value.tolist())
             value = self.site(value)
         self.started = True  # what comes first is the prompt
         if self.other is not None:
@@ -96,6 +101,7 @@ class LanguageModel(Model):
         model: A hub id, a path, or a model that is ready.
         tokenizer: Its tokenizer; needed with a ready model that is to take text.
         tokenizer_kwargs: What the tokenizer is loaded with.
+        automodel: Another class of transformers that loads the model, or its name: `"AutoModelForSeq2SeqLM"`.
         dispatch: Load the weights now, not when they are first needed.
         rename: Other names for modules; see `Envoy`.
         envoys: Other classes for envoys; see `Envoy`.
@@ -103,7 +109,7 @@ class LanguageModel(Model):
         **kwargs: Passed to `from_pretrained`: `revision`, `device_map`, `dtype`, `attn_implementation`, ...
 
     Raises:
-        InputError: The model is not a causal language model, or a prompt cannot be read.
+        InputError: The model is not of the kind that `automodel` loads, or a prompt cannot be read.
 
     Example:
         >>> import interlace as il
@@ -122,6 +128,7 @@ class LanguageModel(Model):
         *,
         tokenizer: Any = None,
         tokenizer_kwargs: Mapping[str, Any] | None = None,
+        automodel: Any = AutoModelForCausalLM,
         dispatch: bool = False,
         rename: Aliases | None = None,
         envoys: Any = None,
@@ -134,10 +141,10 @@ class LanguageModel(Model):
                 raise TypeError(f"A model that is ready is not loaded, so it takes no {', '.join(kwargs)}.")
             module = model
         else:
-            source = str(model)
-            loader = partial(AutoModelForCausalLM.from_pretrained, source, **kwargs)
-            module = _empty(source, kwargs)
-            if tokenizer is None:
+            source, auto = str(model), _auto(automodel)
+            loader = partial(auto.from_pretrained, source, **kwargs)
+            module = _empty(source, kwargs, auto)
+            if tokenizer is None and _reads_tokens(module):
                 hub = {name: kwargs[name] for name in HUB if name in kwargs}
                 tokenizer = AutoTokenizer.from_pretrained(source, **{**hub, **(tokenizer_kwargs or {})})
         super().__init__(module, rename, envoys)
@@ -226,8 +233,10 @@ class LanguageModel(Model):
 
     def _prepare_input(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Token ids, attention mask and position ids of prompts; everything else passes through."""
+        if not _reads_tokens(self._module):
+            return args, kwargs
         kwargs = self._encoded(args, kwargs)
-        if not any(kwargs.get(name) is not None for name in ("input_ids", "inputs_embeds")):
+        if not self._has_input(kwargs):
             raise InputError(
                 f"There is nothing to run on: {', '.join(kwargs) or 'no arguments'}.\n"
                 f'Write `{self._path}.trace("some text")`, or give `input_ids=` or `inputs_embeds=`.'
@@ -259,16 +268,23 @@ class LanguageModel(Model):
         more = {"use_cache": False} if "use_cache" in self._takes() else {}
         return [((), {**kwargs, **more}) for kwargs in found]
 
-    def _combine(
-        self, inputs: list[Input], fn: Function
-    ) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
+    def _has_input(self, kwargs: dict[str, Any]) -> bool:
+        """Whether there are tokens; other arguments may stand at the trace, for the prompts of its invokes."""
+        return any(kwargs.get(name) is not None for name in ("input_ids", "inputs_embeds"))
+
+    def _combine(self, inputs: list[Input], fn: Function) -> Batch:
         """One batch of several prompts, padded on the left."""
         if any(args for args, _ in inputs):
             return super()._combine(inputs, fn)
         pad = getattr(self.tokenizer, "pad_token_id", None)
-        together = pad_together([kwargs for _, kwargs in inputs], 0 if pad is None else pad)
-        args, kwargs, sizes = super()._combine([((), kwargs) for kwargs in together], fn)
-        return (*(self._prepare_input(*args, **kwargs) if fn is None else (args, kwargs)), sizes)
+        together, lengths = pad_together([kwargs for _, kwargs in inputs], 0 if pad is None else pad)
+        args, kwargs, rows = super()._combine([((), kwargs) for kwargs in together], fn)
+        longest = max(lengths)
+        padded = [
+            replace(own, padding=longest - length, length=longest)
+            for own, length in zip(rows, lengths, strict=True)
+        ]
+        return (*(self._prepare_input(*args, **kwargs) if fn is None else (args, kwargs)), padded)
 
     def _function_input(self, fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Another function gets token ids for a prompt if it takes them; positions are its own."""
@@ -277,6 +293,8 @@ class LanguageModel(Model):
             return args, kwargs
         if args and isinstance(args[0], torch.Tensor) and args[0].ndim > 1:
             return args, kwargs  # `generate` finds the padding itself
+        if not _reads_tokens(self._module):
+            return args, kwargs
         return (), self._encoded(args, kwargs)
 
     def _encoded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -302,12 +320,25 @@ class LanguageModel(Model):
             return module.generate(*args, **kwargs)
         generator: Any = self._tree.extras["generator"]
         if self._generation("num_beams", kwargs) in (None, 1):
-            kwargs["streamer"] = _Streamer(generator.streamer, kwargs.get("streamer"))
+            finished = self._finished(kwargs)
+            kwargs["streamer"] = _Streamer(generator.streamer, kwargs.get("streamer"), finished)
         if not self._generation("disable_compile", kwargs):
             self._uncompiled(kwargs)
         if fakes.active():
             kwargs["eos_token_id"] = None  # nobody knows whether a token without a value ends the text
         return generator(module.generate(*args, **kwargs))
+
+    def _finished(self, kwargs: Mapping[str, Any]) -> Finished | None:
+        """Where the end of each row is noted, when several prompts are generated together."""
+        run = carried()
+        if not isinstance(run, Served) or fakes.active():
+            return None
+        given = (
+            kwargs["eos_token_id"] if "eos_token_id" in kwargs else self._generation("eos_token_id", kwargs)
+        )
+        ends = given.tolist() if isinstance(given, torch.Tensor) else given
+        run.finished = Finished(set(ends) if isinstance(ends, list) else {ends})
+        return run.finished
 
     def _generation(self, name: str, kwargs: Mapping[str, Any]) -> Any:
         """A setting of a generation, from where transformers takes it."""
@@ -335,6 +366,22 @@ class LanguageModel(Model):
         return self._module.config
 
 
+def _auto(automodel: Any) -> Any:
+    """The class that loads a model, which may be given by its name."""
+    found = getattr(transformers, automodel, None) if isinstance(automodel, str) else automodel
+    if not hasattr(found, "from_pretrained"):
+        raise InputError(
+            f"`automodel={automodel!r}` is no class of transformers that loads a model.\n"
+            'Give the class or its name: `automodel="AutoModelForSeq2SeqLM"`.'
+        )
+    return found
+
+
+def _reads_tokens(module: nn.Module) -> bool:
+    """Whether a model of transformers reads text; one of images or of sound says what it reads."""
+    return getattr(module, "main_input_name", "input_ids") == "input_ids"
+
+
 @dataclass(frozen=True, slots=True)
 class Hub:
     """Where on the hub a model is from.
@@ -359,7 +406,7 @@ def _hub(given: str | Path | nn.Module, module: nn.Module, cache: Any) -> Hub | 
     return Hub(source, folder)
 
 
-def _empty(source: str, kwargs: Mapping[str, Any]) -> nn.Module:
+def _empty(source: str, kwargs: Mapping[str, Any], auto: Any) -> nn.Module:
     """The model that `from_pretrained` would make, without weights, on the meta device."""
     config = kwargs.get("config")
     if config is None or isinstance(config, (str, Path)):
@@ -367,10 +414,12 @@ def _empty(source: str, kwargs: Mapping[str, Any]) -> nn.Module:
         skipped |= {name for name in ("dtype", "torch_dtype") if kwargs.get(name) == "auto"}
         given = {name: value for name, value in kwargs.items() if name not in skipped}
         config, _ = AutoConfig.from_pretrained(str(config or source), return_unused_kwargs=True, **given)
-    _check(source, config)
+    if auto is AutoModelForCausalLM:
+        _check(source, config)
     passed = {n: kwargs[n] for n in ("attn_implementation", "trust_remote_code") if n in kwargs}
     with torch.device("meta"):
-        module: nn.Module = AutoModelForCausalLM.from_config(copy.deepcopy(config), **passed)
+        make = getattr(auto, "from_config", None) or auto._from_config  # a class that is no Auto class
+        module: nn.Module = make(copy.deepcopy(config), **passed)
     return module.eval()
 
 
@@ -386,7 +435,7 @@ def _check(source: str, config: Any) -> None:
         return
     raise InputError(
         f"{source!r} ({type(config).__name__}) is {kind}; a LanguageModel continues text.\n"
-        f"Write `il.Model(transformers.{auto}.from_pretrained({source!r}))`, and call it with what it takes."
+        f'Write `il.LanguageModel({source!r}, automodel="{auto}")`, and call it with what it takes.'
     )
 
 

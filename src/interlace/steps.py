@@ -149,6 +149,11 @@ class Loop(Iterator[int]):
 
     __slots__ = ("_body", "_steps")
 
+    old: str | None = (
+        "`with tracer.iter[...] as step:` is an old form; write `for step in tracer.iter[...]:`."
+    )
+    """What is said of the form with `with`."""
+
     def __init__(self, steps: Iterator[int]) -> None:
         self._steps = steps
         self._body: Body | None = None
@@ -161,11 +166,8 @@ class Loop(Iterator[int]):
 
     def __enter__(self) -> int:
         frame = sys._getframe(1)
-        warnings.warn(
-            "`with tracer.iter[...] as step:` is an old form; write `for step in tracer.iter[...]:`.",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        if self.old is not None:
+            warnings.warn(self.old, DeprecationWarning, stacklevel=2)
         self._body = capture(frame, "Write `for step in tracer.iter[...]:` instead: that needs no source.")
         self._body.skip()
         return -1

@@ -29,9 +29,9 @@ class View:
 
     def __init__(self, at: str, see: See) -> None:
         self.inside, _, self.port = at.rpartition(".")
-        if self.port not in ("output", "input"):
+        if self.port not in ("output", "input", "inputs"):
             raise ValueError(
-                f"A view is of an `output` or an `input`, here or of a module below, not of {at!r}."
+                f"A view is of an `output`, an `input` or the `inputs`, here or of a module below, not of {at!r}."
             )
         self.see = see
         self.name = see.__name__
@@ -42,6 +42,14 @@ class View:
         """Declare what the site gives when the value has changed: `function(self, of_site, value)`."""
         self._back = function
         return self if function.__name__ == self.name else function
+
+    def returned(self, envoy: Any, current: Any, value: Any, assigned: bool) -> Any:  # noqa: ARG002
+        """What the site gives for a changed value, that was assigned or else edited in place."""
+        if self._back is None:
+            raise WriteError(
+                f"`{self.where(envoy)}` can only be read: its class declares no `@{self.name}.back`."
+            )
+        return self._back(envoy, current, value)
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -60,7 +68,7 @@ class View:
         envoy._tree.trace_for(sys._getframe(1), f"`{self.where(envoy)}`")
         trace, visit = self._reach(envoy, sys._getframe(1))
         assert trace is not None
-        if self.port == "input":
+        if self.port != "output":
             trace.before(self._target(envoy)._site)
         sight = self._sight(envoy, trace, visit)
         if value is not sight.value:
@@ -128,7 +136,7 @@ class Sight:
 
     def fresh(self, current: Any) -> bool:
         """Whether the value still is what would be seen."""
-        if self.stale or self.base is not current or None in self.versions:
+        if self.stale or not _same(self.base, current) or None in self.versions:
             return False
         return not self.marks or self.versions == [tensor._version for tensor in tensors(current)]
 
@@ -142,7 +150,7 @@ class Sight:
         """Let an edit in place go back to the site."""
         if not self._edited():
             return
-        if _value(self.visit, self.view.port) is not self.base:
+        if not _same(_value(self.visit, self.view.port), self.base):
             raise WriteError(
                 f"`{self.view.where(self.envoy)}` was edited in place, and what it was derived from was "
                 "replaced: one of the two would be lost.\nRead it again after the replacement."
@@ -157,10 +165,10 @@ class Sight:
         """
         view, envoy, current = self.view, self.envoy, _value(self.visit, self.view.port)
         where = view.where(envoy)
-        if view._back is None:
-            raise WriteError(f"`{where}` can only be read: its class declares no `@{view.name}.back`.")
         try:
-            new = view._back(envoy, current, value)
+            new = view.returned(envoy, current, value, value is not self.value)
+        except WriteError:
+            raise
         except Exception as error:
             raise WriteError(f"`{where}` cannot go back: {type(error).__name__}: {error}") from error
         new = new if insisted else replace(current, new, f"{where} (on its way back)")
@@ -168,19 +176,35 @@ class Sight:
         self._mark()
         self.stale = value is not self.value
         for other in self.pending:
-            if isinstance(other, Sight) and other.visit is self.visit and other.base is current:
+            if isinstance(other, Sight) and other.visit is self.visit and _same(other.base, current):
                 other.base, other.stale = new, True
 
 
 def _value(visit: Visit, port: str) -> Any:
     if port == "output":
         return visit.result
+    if port == "inputs":
+        return visit.args, visit.kwargs
     return visit.args[0] if visit.args else next(iter(visit.kwargs.values()), None)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values of a site are the same object; the pair of a call's inputs is made at each look."""
+    if one is other:
+        return True
+    return (
+        type(one) is tuple is type(other)
+        and len(one) == len(other) == 2
+        and one[0] is other[0]
+        and one[1] is other[1]
+    )
 
 
 def _put(visit: Visit, port: str, value: Any) -> None:
     if port == "output":
         visit.result = value
+    elif port == "inputs":
+        visit.args, visit.kwargs = value
     elif visit.args:
         visit.args = (value, *visit.args[1:])
     else:
@@ -194,10 +218,10 @@ def view(at: str) -> Callable[[See], View]:
     says what the site gives when the value has been changed. Without it the value can only be read.
 
     Args:
-        at: `"output"` or `"input"`, of the envoy itself or of a module below it: `"proj.input"`.
+        at: `"output"`, `"input"` or `"inputs"`, of the envoy itself or of a module below it: `"proj.input"`.
 
     Raises:
-        ValueError: `at` is no output or input.
+        ValueError: `at` is none of these.
 
     Example:
         >>> import interlace as il

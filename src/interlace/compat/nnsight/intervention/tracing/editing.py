@@ -1,0 +1,5 @@
+"""What `model.edit()` opens."""
+
+from interlace.edit import EditBlock as EditingTracer
+
+__all__ = ["EditingTracer"]

@@ -1,0 +1,5 @@
+"""What `tracer.invoke(...)` makes."""
+
+from interlace.invoke import Invoke as Invoker
+
+__all__ = ["Invoker"]
