@@ -68,7 +68,7 @@ def state() -> tuple[Any, ...]:
         torch.zeros(1).is_inference(),
         tuple(map(id, function_modes())),  # type: ignore[no-untyped-call]
         tuple(map(id, dispatch_modes())),
-        ambient._hooks(),
+        ambient.saved_hooks(),
     )
 
 

@@ -308,11 +308,11 @@ class Worker:
             sys.settrace(own)
 
     def _own(self, visit: Visit) -> RowVisit:
-        view = self._view
-        if view is None or view.visit is not visit:
+        view, views = self._view, self.schedule.views
+        if view is None or view.visit is not visit or view not in views:  # at the output it has new pieces
             assert self.rows is not None
             view = self._view = RowVisit(visit, self.rows)
-            self.schedule.views.append(view)
+            views.append(view)
         return view
 
     def leave(self) -> None:
