@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is fir
 import torch
 from tqdm import tqdm
 
-from benchmarks import breakdown, memory, models, report, source
+from benchmarks import breakdown, memory, models, recording, report, scans, source
 from benchmarks.workloads import Row, measured, workloads_of
 from benchmarks.wrapping import SIZES, wrapping
 
@@ -52,7 +52,11 @@ def sections(wanted: argparse.Namespace) -> list[str]:
         small = models.gpt2("GPT-2", layers=2, width=8, heads=2, vocabulary=32, tokens=4)
         with torch.no_grad():
             parts += ["## An operation of a forward\n", source.text(0.5 if wanted.quick else 4.0)]
+            chosen = [make() for make in models.subjects(tiny=wanted.quick)[-2:]]
+            parts += ["## Scans\n", scans.text(chosen, 0.5 if wanted.quick else 4.0)]
         parts += ["## Wrapping\n", report.wrappings(wrapping(size, fresh) for size in SIZES)]
+        head, line = recording.line(*((64, 3) if wanted.quick else (512, 9)))
+        parts += ["## Recording a dataset\n", report.table(head, [line])]
         parts += [f"## Memory: {subject.name}\n", report.memory(memory.growths(subject, runs), None)]
         parts += [
             "## Memory: a GPT-2 of 2 layers\n",

@@ -8,6 +8,8 @@ from benchmarks.workloads import Row
 PER_TRACE, PER_MODULE = 12.0, 0.3  # microseconds
 PER_STEP = 10.0
 READ_RATIO, CHECKED_RATIO, UNCHECKED_RATIO = 1.1, 1.4, 1.0
+CACHE_RATIO = 1.0
+RECORD_RATIO = 1.1  # of the rows a second of a hand-written loop
 UNMEASURABLE = 0.01  # of the bare call
 WRAP_400 = 100.0  # microseconds
 SURE = 2.0  # standard errors
@@ -44,6 +46,8 @@ def aim_of(row: Row) -> Aim | None:
             )
         case workloads.READ_ALL:
             return _ratio(row, READ_RATIO)
+        case workloads.CACHE_ALL:
+            return _ratio(row, CACHE_RATIO)
         case workloads.REPLACE_ALL:
             return _ratio(row, CHECKED_RATIO)
         case workloads.UNCHECKED:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interlace.trees import tensors
+
 
 class Overhead(nn.Module):
     """`depth` blocks that do nothing, so that what is left to measure is the calls and the tool."""
@@ -74,6 +76,11 @@ class Subject:
 def logits(result: Any) -> Tensor:  # of whatever class the model returns
     """The tensor in what a subject's model returned."""
     return result if isinstance(result, Tensor) else result.logits
+
+
+def first(value: Any) -> Tensor:  # whatever a module returned
+    """The first tensor in what a module returned."""
+    return next(tensors(value))
 
 
 def overhead(depth: int) -> Subject:

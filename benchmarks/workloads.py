@@ -42,6 +42,7 @@ UNTRACED = Workload("wrapped, not traced", lambda tool: tool.untraced(), "module
 EMPTY = Workload("empty trace", lambda tool: tool.empty(), "module", idle=True)
 READ_ONE = Workload("read one block", lambda tool: tool.read_one(), "read")
 READ_ALL = Workload("read every block", lambda tool: tool.read_all(), "block")
+CACHE_ALL = Workload("cache of every module", lambda tool: tool.cache_all(), "module")
 REPLACE_ONE = Workload("replace one block", lambda tool: tool.replace_one(), "replacement")
 REPLACE_ALL = Workload("replace every block", lambda tool: tool.replace_all(), "block")
 UNCHECKED = Workload(
@@ -51,7 +52,18 @@ SWEEP = Workload("sweep: replace each block in its own run", lambda tool: tool.s
 GENERATE = Workload(
     f"generate {STEPS} tokens, read and edit", lambda tool: tool.generate(STEPS), "step", generates=True
 )
-WORKLOADS = [UNTRACED, EMPTY, READ_ONE, READ_ALL, REPLACE_ONE, REPLACE_ALL, UNCHECKED, SWEEP, GENERATE]
+WORKLOADS = [
+    UNTRACED,
+    EMPTY,
+    READ_ONE,
+    READ_ALL,
+    CACHE_ALL,
+    REPLACE_ONE,
+    REPLACE_ALL,
+    UNCHECKED,
+    SWEEP,
+    GENERATE,
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import memory, models, report, workloads
+from benchmarks import memory, models, recording, report, scans, workloads
 from benchmarks.adapters import OURS
 from benchmarks.aims import Aim, aim_of, ratio
 from benchmarks.measure import Contender, Cost, interleaved
@@ -104,3 +104,14 @@ def test_traces_leave_no_tensor() -> None:
 def test_wrapping_is_measured_on_models_that_have_the_size() -> None:
     measured = wrapping(400, fresh=1)
     assert 395 <= measured.modules <= 405
+
+
+def test_the_loop_that_recordings_are_measured_against_records_the_same() -> None:
+    loop, ours = recording.rates(MAKERS[1](), 40, 1)
+    assert len(loop) == len(ours) == 1
+
+
+def test_scans_are_timed_on_the_same_shapes() -> None:
+    lines = scans.text([MAKERS[1]()], 0.0).split("\n")
+    assert lines[0].count("|") == lines[2].count("|")
+    assert lines[2].startswith("| GPT-2, tiny, ")

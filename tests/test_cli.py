@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import interlace as il
 from interlace.cli import main
@@ -106,7 +108,7 @@ def test_pictures_are_written_as_files(told: Findings, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Say what to do: interlace demo"),
+        ([], "Say what to do: interlace demo, interlace show FOLDER, or interlace report"),
         (["demon"], "choose from demo"),
         (["report", "--out", "r"], "unrecognized arguments: --out r"),
         (["demo", "--out", "no/such/r.html"], "Make it first: mkdir -p 'no/such'"),
@@ -131,6 +133,28 @@ def test_a_folder_that_is_not_ones_own_is_refused_before_the_work(
     with pytest.raises(SystemExit):
         main(["demo", "--out", str(tmp_path / "r.html")])
     assert "cannot be written to. Name another one." in capsys.readouterr().err
+
+
+def test_show_prints_what_edits_would_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """S-42: by the folder of a variant, of a name, or a file in it; damage is an exit code and a message."""
+    model = il.Model(nn.Sequential(nn.Linear(2, 2)))
+    direction = torch.ones(2)
+    folder = model.edit(lambda m: m[0].output.add_(direction)).export_edits("steer", tmp_path)
+    for path in (folder, folder.parent, folder / "manifest.json"):
+        assert main(["show", str(path)]) == 0
+        shown = capsys.readouterr().out
+        for line in (
+            "modules   0",
+            "imports   (none but those in the source)",
+            "direction = tensor direction(2,) float32 cpu",
+        ):
+            assert line in shown
+        assert "(lambda m: m[0].output.add_(direction))" in shown
+    (folder / "edits.py").write_text("print('sly')")
+    assert main(["show", str(folder)]) == 1
+    assert "is damaged" in capsys.readouterr().err
+    assert main(["show", str(tmp_path / "nowhere")]) == 1
+    assert "There is no file or folder" in capsys.readouterr().err
 
 
 def test_version_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import interlace as il
-from interlace.errors import TraceError
+from interlace import tap
+from interlace.errors import NotReachedError, TraceError
 from interlace.tap import SLOT
 
 X = torch.ones(1, 4)
@@ -177,6 +179,118 @@ def test_hooks_of_others_come_before_the_tap() -> None:
     linear: Any = net[0]
     assert torch.equal(hidden, nn.functional.linear(X * 2, linear.weight, linear.bias) + 1)
     assert torch.equal(net(X), expected)
+
+
+def test_torch_still_looks_at_the_hooks_that_are_known() -> None:
+    """A tap calls the forward of a module that has no hooks, as `nn.Module._call_impl` would. If torch has got
+    other kinds of hooks, taps go the long way by themselves; look at `tap.HOOKS` then."""
+    assert tap.SHORT, "torch looks at other hooks than before; taps now call `_call_impl` every time"
+
+
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
+        "register_full_backward_pre_hook", "register_module_forward_hook", "register_module_forward_pre_hook",
+        "register_module_full_backward_hook", "register_module_full_backward_pre_hook",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("replaced", [False, True])
+def test_every_kind_of_hook_fires_in_a_trace(
+    register: str, replaced: bool, short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Registered before the trace, and for those of one module in dictionaries that somebody put in anew too."""
+    monkeypatch.setattr(tap, "SHORT", short)
+    net, fired = sequential(), []
+    model = il.Model(net)
+    with model.trace(X):  # the taps are made here
+        pass
+    part: Any = net[0]
+    if replaced:
+        for name in tap.HOOKS:
+            setattr(part, name, type(getattr(part, name))())
+
+    def hook(*args: Any) -> None:
+        fired.append(args[0])
+
+    owner = nn.modules.module if "module" in register else part
+    taken = getattr(owner, register)(hook)
+    try:
+        net(X.clone().requires_grad_()).sum().backward()
+        plain, fired[:] = list(fired), []
+        with model.trace(X.clone().requires_grad_()):
+            out = model.output
+        out.sum().backward()
+    finally:
+        taken.remove()
+    assert fired == plain
+    assert part in fired
+
+
+def test_a_call_of_a_modules_own_making_is_kept() -> None:
+    """A class that overrides `_call_impl` is called through it."""
+
+    class Doubled(nn.Linear):
+        def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+            return super()._call_impl(*args, **kwargs) * 2  # type: ignore[no-untyped-call]
+
+    net = nn.Sequential(Doubled(4, 4), nn.ReLU())
+    model = il.Model(net)
+    with model.trace(X):
+        hidden = model[0].output
+    assert torch.equal(hidden, net[0](X))
+
+
+def test_the_notes_of_a_long_run_stay_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Visits are noted one by one and counted now and then, also when nobody asks for anything."""
+    monkeypatch.setattr(tap, "MANY", 10)
+    net, longest = sequential(), 0
+    model = il.Model(net)
+
+    def loop(x: Tensor) -> Tensor:
+        nonlocal longest
+        for _ in range(40):
+            x = net(x)
+            longest = max(longest, len(tracer.run.tally.entered))
+        return x
+
+    with model.trace(X, fn=loop) as tracer:
+        pass
+    assert 10 < longest < 20
+    with model.trace(X, fn=loop) as tracer:
+        for _ in tracer.iter[38]:
+            last = model[0].output
+    x = X
+    for _ in range(38):
+        x = net(x)
+    assert torch.equal(last, net[0](x))
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_call_that_raised_has_no_output(watched: bool) -> None:
+    """Law 5, where the model goes on after an error of a part: its later visits keep their numbers."""
+
+    class Careful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part, self.last = nn.Linear(4, 4), nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            with suppress(RuntimeError):
+                self.part(x[:, :2])
+            return self.last(self.part(x))  # type: ignore[no-any-return]
+
+    net = Careful()
+    model = il.Model(net)
+    with model.trace(X) as tracer:
+        if watched:
+            model.part.input  # noqa: B018
+        for _ in tracer.iter[1]:
+            assert torch.equal(model.part.output, net.part(X))
+        with pytest.raises(NotReachedError, match="that call raised an error"):
+            model.part.output  # noqa: B018
+        assert torch.equal(model.last.output, net.part(X))
 
 
 def test_a_hook_registered_in_the_block_fires_for_modules_still_to_come() -> None:

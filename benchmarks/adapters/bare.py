@@ -21,7 +21,7 @@ class Tool:
     def untraced(self) -> list[Tensor]:
         return [logits(self.net(*self.args, **self.kwargs))]
 
-    empty = read_one = read_all = replace_one = replace_all = untraced
+    empty = read_one = read_all = cache_all = replace_one = replace_all = untraced
 
     def sweep(self) -> list[Tensor]:
         return [logits(self.net(*self.args, **self.kwargs)) for _ in range(self.depth)]

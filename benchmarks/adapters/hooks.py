@@ -5,7 +5,18 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.adapters import bare
-from benchmarks.models import Subject, logits
+from benchmarks.models import Subject, first, logits
+
+
+def detached(value: Any) -> Any:
+    """An output cut off from the graph: a tensor, a tuple, or what transformers returns."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, tuple):
+        return tuple(detached(part) for part in value)
+    if isinstance(value, dict):
+        return type(value)({name: detached(part) for name, part in value.items()})
+    return value
 
 
 class Tool(bare.Tool):
@@ -42,6 +53,23 @@ class Tool(bare.Tool):
             for hook in hooks:
                 hook.remove()
         return read
+
+    def cache_all(self) -> list[Tensor]:
+        kept: dict[str, Any] = {}
+
+        def keeping(name: str) -> Any:
+            def keep(module: object, args: object, output: Any) -> None:
+                kept[name] = detached(output)
+
+            return keep
+
+        hooks = [module.register_forward_hook(keeping(name)) for name, module in self.net.named_modules()]
+        try:
+            self.net(*self.args, **self.kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [first(kept[name]) for name, _ in self.net.named_modules() if name in kept]
 
     def replace_one(self) -> list[Tensor]:
         return [self._replaced_at(self.edited)]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import interlace as il
 from benchmarks.adapters import bare
-from benchmarks.models import Subject, logits, tokenizer
+from benchmarks.models import Subject, first, logits, tokenizer
 
 
 class Tool(bare.Tool):
@@ -35,6 +35,11 @@ class Tool(bare.Tool):
     def read_all(self) -> list[Tensor]:
         with self.model.trace(*self.args, **self.kwargs):
             return [block.output for block in self.blocks]
+
+    def cache_all(self) -> list[Tensor]:
+        with self.model.trace(*self.args, **self.kwargs) as tracer:
+            cache = tracer.cache()
+        return [first(site.output) for path, site in cache.items() if "generator" not in path]
 
     def replace_one(self) -> list[Tensor]:
         return [self._replaced_at(self.edited)]

@@ -6,7 +6,7 @@ from nnsight import NNsight
 from torch import Tensor
 
 from benchmarks.adapters import bare
-from benchmarks.models import Subject, logits
+from benchmarks.models import Subject, first, logits
 
 
 class Tool(bare.Tool):
@@ -33,6 +33,12 @@ class Tool(bare.Tool):
             for block in self.blocks:
                 read.append(block.output.save())  # noqa: PERF401 - a plain statement, since it is run elsewhere
         return read
+
+    def cache_all(self) -> list[Tensor]:
+        with self.model.trace(*self.args, **self.kwargs) as tracer:
+            cache = tracer.cache()
+        names = ["model" + f".{name}" * bool(name) for name, _ in self.net.named_modules()]
+        return [first(cache[name].output) for name in names if name in cache]
 
     def replace_one(self) -> list[Tensor]:
         return [self._replaced_at(self.edited)]

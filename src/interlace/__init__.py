@@ -12,13 +12,16 @@ torch.Size([1, 3])
 from typing import TYPE_CHECKING, Any
 
 from interlace import errors
+from interlace.cache import Cache
 from interlace.config import config
 from interlace.environment import report
 from interlace.envoy import Envoy
 from interlace.model import Model
 from interlace.nonfinite import find_nonfinite
+from interlace.recording import Recording
 from interlace.saving import save
 from interlace.trace import Trace
+from interlace.version import __version__
 from interlace.views import view
 from interlace.writes import insist
 
@@ -26,13 +29,14 @@ if TYPE_CHECKING:
     from interlace.demo import demo_model
     from interlace.language import LanguageModel
 
-__version__ = "0.1.0"
-
 __all__ = [
+    "Cache",
     "Envoy",
     "LanguageModel",
     "Model",
+    "Recording",
     "Trace",
+    "__version__",
     "config",
     "demo_model",
     "errors",

@@ -97,7 +97,8 @@ def _clear_hooks() -> tuple[Any, ...]:
     return tuple(reversed(found))
 
 
-def _full(state: "Ambient | bool") -> Ambient:
+def full(state: "Ambient | bool") -> Ambient:
+    """A state with everything that `read` leaves out because it is at rest."""
     return state if isinstance(state, Ambient) else Ambient(state, False, _AT_REST, True, (), (), (), None)
 
 
@@ -106,7 +107,7 @@ def swap(now: "Ambient | bool", then: "Ambient | bool") -> None:
     if isinstance(now, bool) and isinstance(then, bool):
         _set_grad(then)
         return
-    old, new = _full(now), _full(then)
+    old, new = full(now), full(then)
     _replace_modes(old.functions, new.functions, pop_function_mode, push_function_mode)
     _replace_modes(old.dispatches, new.dispatches, pop_dispatch_mode, push_dispatch_mode)
     _default_device.device_context = new.device

@@ -1,5 +1,6 @@
 """Put the inputs of several prompts into one call. A model class for another kind of input has its own way."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,6 +34,30 @@ def concatenate(inputs: list[Input]) -> tuple[tuple[Any, ...], dict[str, Any], l
     joined = tuple(_join([args[at] for args, _ in inputs], f"argument {at}") for at in range(len(first_args)))
     named = {key: _join([kwargs[key] for _, kwargs in inputs], f"`{key}`") for key in first_kwargs}
     return joined, named, sizes
+
+
+def alone(row: Any) -> Input:
+    """One row of a dataset as a batch of one: a tensor, a tuple of arguments, or a mapping of named ones.
+
+    Raises:
+        InputError: It is none of these.
+    """
+    if isinstance(row, Mapping):
+        return (), {name: _batch_of_one(value) for name, value in row.items()}
+    if isinstance(row, tuple):
+        return tuple(_batch_of_one(value) for value in row), {}
+    return (_batch_of_one(row),), {}
+
+
+def _batch_of_one(value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value[None]
+    try:
+        return torch.as_tensor(value)[None]
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"A row of a dataset is a tensor, or a tuple or mapping of them, not {type(value).__name__}."
+        ) from None
 
 
 def _rows(given: Input, number: int) -> int:

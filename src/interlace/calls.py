@@ -37,11 +37,12 @@ def resolve(envoy: "Envoy", fn: Function) -> Callable[..., Any]:
 
 def prepare(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
     """The call to run, on input that the model's class has prepared and that is where the model is."""
-    return placed(envoy, fn, *_prepared(envoy, fn, args, kwargs))
-
-
-def _prepared(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
     envoy._tree.load()
+    return placed(envoy, fn, *prepared(envoy, fn, args, kwargs))
+
+
+def prepared(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
+    """The input as the model's class prepares it."""
     return envoy._prepare_input(*args, **kwargs) if fn is None else envoy._function_input(fn, args, kwargs)
 
 
@@ -76,7 +77,7 @@ class Given:
         """The call to run, or `InputError` where nothing was given."""
         if not self.args and not self.kwargs and self.fn is None:
             raise no_input(self.envoy._path)
-        return prepare(self.envoy, self.fn, self.args, self.kwargs)
+        return self._placed(*self._prepared(self.args, self.kwargs))
 
     def combined(self, inputs: list[Input]) -> tuple[Callable[[], Any], list[int]]:
         """The call on the inputs of several prompts, and the rows of each."""
@@ -85,10 +86,16 @@ class Given:
                 f"`{self.envoy._path}.trace(x)` has its input already, and an invoke gives another.\n"
                 "Give every input to an invoke of its own."
             )
-        envoy, fn = self.envoy, self.fn
-        prepared = [_prepared(envoy, fn, args, kwargs) for args, kwargs in inputs]
-        args, kwargs, sizes = envoy._combine(prepared, fn)
-        return placed(envoy, fn, args, {**kwargs, **self.kwargs}), sizes
+        prepared = [self._prepared(args, kwargs) for args, kwargs in inputs]
+        args, kwargs, sizes = self.envoy._combine(prepared, self.fn)
+        return self._placed(args, {**kwargs, **self.kwargs}), sizes
+
+    def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
+        self.envoy._tree.load()
+        return prepared(self.envoy, self.fn, args, kwargs)
+
+    def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+        return placed(self.envoy, self.fn, args, kwargs)
 
 
 def traced(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Given, bool]:

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from interlace.capture import Body, Scope, Template, capture
+from interlace.capture import Body, Bound, Scope, Template, capture
 from interlace.errors import NotReachedError
 from interlace.invoke import part
 from interlace.workers import Schedule, Worker
@@ -21,6 +21,21 @@ if TYPE_CHECKING:
     from interlace.run import Run
     from interlace.trace import Trace
     from interlace.tree import Tree
+
+
+DEFAULT = "__default__"
+"""The variant of a file of edits where none is named."""
+
+
+class Stored(Protocol):
+    """What a tree keeps: an edit, or one that was read from a file and is not made yet."""
+
+    @property
+    def path(self) -> str:
+        """The envoy on which it was made."""
+
+    def made(self, model: "Envoy") -> "Edit":
+        """The edit itself, to be run in a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +55,19 @@ class Edit:
         template: The captured block, with its source.
         names: What the captured block reads, envoys of the model by their place.
         run: Runs the captured block in a scope.
-        origin: The tree whose envoys the block was written with.
+        origin: A tree whose envoys the block uses, which no tree that it runs in descends from.
     """
 
     path: str
     function: Callable[[Any], Any] | None = None
     template: Template | None = None
     names: Mapping[str, object] | None = None
-    run: Callable[[Scope], None] | None = None
+    run: Bound | None = None
     origin: "Tree | None" = None
+
+    def made(self, model: "Envoy") -> "Edit":  # noqa: ARG002
+        """Itself. See `Stored`."""
+        return self
 
     def apply(self, model: "Envoy") -> None:
         """Run the edit's block in the run that this is called in."""
@@ -63,7 +82,7 @@ class Edit:
                 name: _at(model, value.path) if isinstance(value, Place) else value
                 for name, value in self.names.items()
             }
-            self.run(Scope(names, self.template.binds, getattr(self.run, "__globals__", {})))
+            self.run(Scope(names, self.template.binds, self.run.__globals__))
         except NotReachedError:
             return  # a run of another part of the model: an edit acts where it can
 
@@ -94,18 +113,14 @@ class EditBlock:
         body, edited, self._body, self._edited = self._body, self._edited, None, None
         if body is None or edited is None or not body.left(error, edited):
             return False
-        trees = (edited._tree, self._envoy._tree)
+        trees = (edited._tree, *edited._tree.lineage)
         names = {name: _place(value, trees) for name, value in body.before().items()}
-        same = edited._tree is self._envoy._tree
-        origin = None if same else self._envoy._tree
-        edit = Edit(self._envoy._path, None, body.template, names, body.bind(), origin)
-        edited._tree.edits.append(edit)
+        edited._tree.edits.append(Edit(self._envoy._path, None, body.template, names, body.bind()))
         return True
 
 
 def _place(value: object, trees: tuple["Tree", ...]) -> object:
-    tree = getattr(type(value), "_tree", None) and None
-    tree = value.__dict__.get("_tree") if hasattr(value, "__dict__") else tree
+    tree = value.__dict__.get("_tree") if hasattr(value, "__dict__") else None
     if tree is not None and any(tree is known for known in trees):
         path = value.__dict__.get("_path")
         return Place(path) if isinstance(path, str) else value
@@ -141,7 +156,7 @@ def clear(envoy: "Envoy") -> None:
 
 def workers(trace: "Trace") -> list[Worker]:
     """A worker for each stored edit, over the whole batch."""
-    return [_worker(trace, stored) for stored in trace.model._tree.edits]
+    return [_worker(trace, stored.made(trace.model)) for stored in trace.model._tree.edits]
 
 
 def _worker(trace: "Trace", stored: Edit) -> Worker:
@@ -156,8 +171,8 @@ def _worker(trace: "Trace", stored: Edit) -> Worker:
         ]:  # a method such as `generate`: in each of its forwards, as a hook would
             stored.apply(model)
 
-    origin = () if stored.origin is None else (stored.origin,)
-    return part(trace, body, None, f"the edit of `{stored.path}`", *origin)
+    trees = trace._tree.lineage if stored.origin is None else (*trace._tree.lineage, stored.origin)
+    return part(trace, body, None, f"the edit of `{stored.path}`", *trees)
 
 
 def run_edited(trace: "Trace", call: Callable[[], Any]) -> "Run":

@@ -6,20 +6,33 @@ asks the trace that its caller stands in; how a value is had, is not its busines
 
 import difflib
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from interlace import calls, edit
-from interlace.batch import concatenate
-from interlace.errors import InterlaceWarning, NameMissError, OutsideTraceError, nearest
+from interlace.batch import alone, concatenate
+from interlace.cache import chosen_ports
+from interlace.edit import DEFAULT
+from interlace.errors import InputError, InterlaceWarning, NameMissError, OutsideTraceError, nearest
+from interlace.explain import Plan
+from interlace.frames import with_follows
+from interlace.keeping import Positions
+from interlace.record import record
+from interlace.recorder import Job
+from interlace.recording import Recording
 from interlace.rename import Aliases, Names
 from interlace.repr import show
+from interlace.scan import Scan
+from interlace.selection import FUSED, Modules
 from interlace.session import Session
+from interlace.shards import SHARD_BYTES
 from interlace.site import Port, Site, Visit, spell
 from interlace.source.view import ForwardSource
 from interlace.trace import Trace
@@ -180,8 +193,13 @@ class Envoy:
     def _scanned(self, feature: str, frame: Any) -> Visit:
         found = self._tree.shapes.get(self._path)
         if found is None:
-            self._tree.trace_for(frame, f"`{spell(self._path)}.{feature}`")
-            raise OutsideTraceError(f"`{spell(self._path)}.{feature}` was not reached by the scan.")
+            what = f"`{spell(self._path)}.{feature}`"
+            if not self._tree.shapes or self._tree.busy:
+                self._tree.trace_for(frame, what)
+            raise OutsideTraceError(
+                f"{what} was not reached by the last scan: the model has not called the module to the end.\n"
+                f"Scan with an input for which it does, or the module itself: `{spell(self._path)}.scan(...)`."
+            )
         return found  # type: ignore[no-any-return]
 
     def wait_for_output(self) -> None:
@@ -256,6 +274,60 @@ class Envoy:
         prepare, paced = calls.traced(self, fn, args, kwargs)
         return tracer_cls(self, self._tree, prepare, paced)
 
+    def scan(self, *args: Any, fn: str | Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+        """Like `trace`, without values: shapes, dtypes and devices, with no compute and no weights.
+
+        Tensors in the block are torch's fake ones, those that it makes itself too. Afterwards `.output`,
+        `.input` and `.inputs` of every module give what the scan saw at its first call, and the `repr` of the
+        model shows it. Without a `with`, the model is scanned at once.
+
+        Args:
+            *args: What the module, or `fn`, is called with.
+            fn: A method name or a callable to run in place of the module's own call.
+            **kwargs: Like `args`.
+
+        Raises:
+            InputError: There is nothing to run on.
+            ScanError: The model branches on the values of tensors.
+
+        Example:
+            >>> model = Envoy(nn.Sequential(nn.Linear(2, 3, device="meta"), nn.ReLU()))
+            >>> with model.scan(torch.ones(1, 2)):
+            ...     model[0].output += torch.zeros(3)
+            >>> model[0].output.shape, model[0].output.dtype
+            (torch.Size([1, 3]), torch.float32)
+        """
+        scan = Scan(self, fn, args, kwargs)
+        if scan.waits or with_follows(sys._getframe(1)):
+            return scan
+        with scan:
+            pass
+        return scan.again()
+
+    def explain(self, *args: Any, fn: str | Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+        """What a block asks for, what that costs, and whether it works, before anything runs.
+
+        `model.explain(function, x)` takes a function of this envoy, or of it and the trace;
+        `with model.explain(x) as plan:` stands over a block. Both run under a scan of `x`.
+
+        Returns:
+            A plan: `requests` (each with its shape, dtype, device and bytes), `works`, `problems`, `order`,
+            `kept_bytes`, `peak_bytes`. Its `repr` is a table.
+
+        Raises:
+            InputError: There is nothing to run on.
+            ScanError: The model branches on the values of tensors.
+
+        Example:
+            >>> model = Envoy(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+            >>> plan = model.explain(lambda model: (model[1].output, model[0].output), torch.ones(1, 2))
+            >>> plan.works, [request.site for request in plan.order]
+            (False, ['model[0].output', 'model[1].output'])
+        """
+        if args and callable(args[0]) and not isinstance(args[0], (torch.Tensor, nn.Module)):
+            return Plan(self, fn, args[1:], kwargs).run_function(args[0])
+        return Plan(self, fn, args, kwargs)
+
     def interleave(self, fn: str | Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
         """Run `fn` (a method name or a callable) once, without a block, through the preparation of inputs."""
         return calls.plain(self, fn, args, kwargs)
@@ -284,6 +356,54 @@ class Envoy:
         """Drop the edits that are stored on this envoy."""
         edit.clear(self)
 
+    def export_edits(
+        self, name: str, export_dir: str | os.PathLike[str] | None = None, variant: str = DEFAULT
+    ) -> Path:
+        """Write the edits that are stored on this envoy and below it to files that people can read.
+
+        The folder `<export_dir>/<name>/<variant>` is made, or replaced as a whole. It holds the source of the edits
+        and of what they call, the values that these read, and tensors as safetensors; no pickle.
+
+        Args:
+            name: What the edits are called.
+            export_dir: The folder around it, by default `exports` in `interlace.config.cache_dir`.
+            variant: Which of several of that name.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ExportError: No edit is stored here, or the folder holds something else.
+            TravelError: An edit reads something that cannot be written down; it is named.
+        """
+        from interlace import exports  # here, and below: importing interlace is to stay quick
+
+        place = exports.Place.of(name, export_dir, variant)
+        exports.export(self, place)
+        return place.folder
+
+    def import_edits(
+        self, name: str, export_dir: str | os.PathLike[str] | None = None, variant: str = DEFAULT
+    ) -> None:
+        """Add edits that were exported to those that are stored: all of them, or an error and none.
+
+        Reading runs no code; that of the edits runs in later traces. Like a script it can do anything: print it with
+        `interlace show FOLDER` before you trust it.
+
+        Args:
+            name: What the edits are called.
+            export_dir: The folder around it, by default `exports` in `interlace.config.cache_dir`.
+            variant: Which of several of that name.
+
+        Raises:
+            NoExportError: There is none of that name; those that exist are named.
+            ExportError: It is damaged, of an unknown version, or needs something that this model has not.
+        """
+        from interlace import exports
+
+        file = exports.read(exports.Place.of(name, export_dir, variant).found())
+        self._tree.edits.extend(file.imported(self.root))
+
     def session(self) -> "Session":
         """A scope around several traces that share values: `with model.session():`. Locally it only marks them."""
         return Session(self)
@@ -295,6 +415,70 @@ class Envoy:
     ) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
         """One call for the prepared inputs of several prompts, and the rows of each."""
         return concatenate(inputs)
+
+    def record(
+        self,
+        dataset: Any,
+        sites: Modules,
+        to: str | os.PathLike[str],
+        *,
+        by: Literal["token", "row"] | None = None,
+        positions: Positions = None,
+        dtype: torch.dtype | None = None,
+        include_output: bool = True,
+        include_inputs: bool = False,
+        batch_size: int = 32,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> Recording:
+        """Run the model over a dataset and write what some sites give to a folder.
+
+        A run that was killed goes on where it was, if it is made again; a file (`shard_bytes`) is what it may
+        have to compute again. Of a value with several tensors the first is recorded.
+
+        Args:
+            dataset: Rows: a list, a tensor along its first axis, any iterable. A row is a prompt (text, token ids)
+                of a language model; else a tensor, or a tuple or mapping of them.
+            sites: What `tracer.cache` takes.
+            to: The folder.
+            by: `token` keeps `token ...`, the positions of all rows one after the other and no padding: how a
+                language model is recorded, if nothing is said. `row` keeps `row ...`, for rows that give equal
+                shapes: what other models do, and an int or a list as `positions`.
+            positions: Which positions of each row to keep, counted without padding: an int, a slice or ints.
+            dtype: What floating-point values become.
+            include_output: Record what was returned.
+            include_inputs: Record the first argument of each call.
+            batch_size: How many rows go together at most. It is halved when memory runs out.
+            shard_bytes: How large a file grows.
+
+        Returns:
+            What is in the folder by then, to be read and trained on. `il.Recording(folder)` opens it later.
+
+        Raises:
+            InputError: The dataset has no rows, is another than was recorded there, or a site cannot be kept so.
+            RecordingError: The folder was begun with other settings, or a file in it is damaged.
+
+        Example:
+            >>> import interlace as il
+            >>> model = il.demo_model()
+            >>> acts = model.record(["The capital of France is", "Rome is in"], "h.*.mlp", "acts")
+            >>> acts["transformer.h.0.mlp"].axes, acts["row"][:].bincount()
+            (('token', 'd_model'), tensor([5, 6]))
+        """
+        several = positions is not None and not isinstance(positions, slice)
+        chosen = by or ("token" if self._pads and not several else "row")
+        if chosen not in ("token", "row"):
+            raise InputError(f'Values are kept by "token" or by "row", not by {by!r}.')
+        if chosen == "token" and isinstance(positions, int):
+            raise InputError('One position a row is kept `by="row"`.')
+        job = Job(sites, chosen_ports(include_output, include_inputs), chosen, positions, dtype)
+        return record(self, dataset, to, job, batch_size, shard_bytes)
+
+    _pads = False
+    """Whether rows of different lengths go into one batch."""
+
+    def _row_inputs(self, rows: list[Any]) -> list[calls.Input]:
+        """The rows of a dataset, each prepared as a batch of one."""
+        return [alone(row) for row in rows]
 
     def _prepare_input(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a call with these inputs is made with; a class for another kind of input overrides it."""
@@ -350,9 +534,9 @@ class Envoy:
         """The envoy of a child module; made once."""
         own = self.__dict__
         found = own.get(name)
-        if isinstance(found, Envoy) and found._path == f"{self._path}.{name}":
-            return found
         path = f"{self._path}.{name}"
+        if isinstance(found, Envoy) and found._path == path:
+            return found
         child = self._tree.envoy(path, lambda: _make(self._tree, path, self))
         own[name] = child
         return child
@@ -482,7 +666,12 @@ class Envoy:
         return True
 
     def __iter__(self) -> Iterator["Envoy"]:
-        return iter([self._child(name) for name, child in self._module._modules.items() if child is not None])
+        own, found = self.__dict__, []
+        for name, module in self._module._modules.items():
+            if module is not None:
+                made: Any = own.get(name)
+                found.append(made if getattr(made, "_module", None) is module else self._child(name))
+        return iter(found)
 
     def __dir__(self) -> list[str]:
         aliases = self._tree.names.aliases.get(self._path, {})
@@ -607,9 +796,6 @@ def _make(tree: Tree, path: str, above: Envoy | None) -> Envoy:
     envoy._stand(tree, module, path, fused)
     return envoy
 
-
-FUSED = (nn.TransformerEncoderLayer,)
-"""Modules that torch may run as one fused operation, passing over those inside them."""
 
 LISTS = (nn.ModuleList, nn.Sequential)
 """Modules whose children are named by their index."""

@@ -6,20 +6,26 @@ stay on the meta device until something runs. This is the only module that knows
 
 import copy
 import inspect
+import os
+import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
+from interlace import fakes
 from interlace.calls import Function, Input, resolve
+from interlace.edit import DEFAULT
 from interlace.envoy import Envoy
-from interlace.errors import InputError, InterlaceWarning
+from interlace.errors import ExportError, InputError, InterlaceWarning
 from interlace.model import Model
 from interlace.prompts import encode, pad_labels, pad_together, position_ids
 from interlace.rename import Aliases
@@ -33,6 +39,12 @@ HUB = (
     "proxies", "gguf_file",
 )  # fmt: skip
 """What of `from_pretrained`'s arguments also says where a tokenizer is found."""
+
+REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+"""A name on the hub."""
+
+IN_CACHE = "interlace"
+"""What exported edits are called in the cache's folder of their model."""
 
 COMPILED = ("static", "hybrid", "sliding_window", "hybrid_chunked", "offloaded_static", "offloaded_hybrid")
 """Caches for which `generate` compiles the model, where the device allows it."""
@@ -87,6 +99,7 @@ class LanguageModel(Model):
         dispatch: Load the weights now, not when they are first needed.
         rename: Other names for modules; see `Envoy`.
         envoys: Other classes for envoys; see `Envoy`.
+        import_edits: Load the edits that were exported for the model, or those of this variant.
         **kwargs: Passed to `from_pretrained`: `revision`, `device_map`, `dtype`, `attn_implementation`, ...
 
     Raises:
@@ -112,6 +125,7 @@ class LanguageModel(Model):
         dispatch: bool = False,
         rename: Aliases | None = None,
         envoys: Any = None,
+        import_edits: bool | str = False,
         **kwargs: Any,
     ) -> None:
         loader = None
@@ -131,6 +145,9 @@ class LanguageModel(Model):
         self.tokenizer = tokenizer
         if tokenizer is not None and tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        self._tree.hub = _hub(model, module, kwargs.get("cache_dir"))
+        if import_edits:
+            self.import_edits(variant=DEFAULT if import_edits is True else import_edits)
         if dispatch:
             self.dispatch()
 
@@ -144,6 +161,58 @@ class LanguageModel(Model):
         """Load the weights, if they are not there yet. The first run does it by itself."""
         self._tree.load()
         return self
+
+    # -- edits --------------------------------------------------------------------------------------------
+
+    def export_edits(
+        self,
+        name: str | None = None,
+        export_dir: str | os.PathLike[str] | None = None,
+        variant: str = DEFAULT,
+    ) -> Path:
+        """Write the stored edits to files. See `Envoy.export_edits`.
+
+        Args:
+            name: What the edits are called; by default the model's id on the hub. With neither a name nor a folder
+                they are kept beside the model, in the hub's cache.
+            export_dir: The folder around it.
+            variant: Which of several of that name.
+
+        Raises:
+            ExportError: No edit is stored; or there is no name, and the model is not from the hub.
+            TravelError: An edit reads something that cannot be written down; it is named.
+        """
+        return super().export_edits(*self._named(name, export_dir, "export_edits"), variant)
+
+    def import_edits(
+        self,
+        name: str | None = None,
+        export_dir: str | os.PathLike[str] | None = None,
+        variant: str = DEFAULT,
+    ) -> None:
+        """Add edits that were exported to those that are stored. See `Envoy.import_edits`.
+
+        Args:
+            name: As for `export_edits`.
+            export_dir: As for `export_edits`.
+            variant: Which of several of that name.
+
+        Raises:
+            NoExportError: There is none of that name; those that exist are named.
+            ExportError: It is damaged or does not fit; or there is no name, and the model is not from the hub.
+        """
+        super().import_edits(*self._named(name, export_dir, "import_edits"), variant)
+
+    def _named(self, name: str | None, export_dir: Any, feature: str) -> tuple[str, Any]:
+        if name is not None:
+            return name, export_dir
+        hub: Hub | None = self._tree.hub
+        if hub is None:
+            raise ExportError(
+                f"This model is not from the hub, so its edits have no name by themselves.\n"
+                f'Write `model.{feature}("a-name")`.'
+            )
+        return (hub.id, export_dir) if export_dir is not None else (IN_CACHE, hub.folder)
 
     def __copy__(self) -> Envoy:
         self.dispatch()  # or each would load weights of its own
@@ -174,6 +243,21 @@ class LanguageModel(Model):
             given = kwargs["inputs_embeds"] if given is None else given
             kwargs = {**kwargs, "position_ids": position_ids(mask)[:, -given.shape[1] :]}
         return (), kwargs
+
+    _pads = True
+
+    def _row_inputs(self, rows: list[Any]) -> list[Input]:
+        """The prompts of a dataset, each by itself; texts, and token ids, are prepared together."""
+        ids = all(isinstance(row, list) and row and isinstance(row[0], int) for row in rows)
+        if ids or all(isinstance(row, str) for row in rows):
+            together = encode(rows, self.tokenizer)
+            pairs = zip(together["input_ids"], together["attention_mask"], strict=True)
+            alone = [row[mask.bool()][None] for row, mask in pairs]
+            found = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in alone]
+        else:
+            found = [self._encoded((row,), {}) for row in rows]
+        more = {"use_cache": False} if "use_cache" in self._takes() else {}
+        return [((), {**kwargs, **more}) for kwargs in found]
 
     def _combine(
         self, inputs: list[Input], fn: Function
@@ -221,6 +305,8 @@ class LanguageModel(Model):
             kwargs["streamer"] = _Streamer(generator.streamer, kwargs.get("streamer"))
         if not self._generation("disable_compile", kwargs):
             self._uncompiled(kwargs)
+        if fakes.active():
+            kwargs["eos_token_id"] = None  # nobody knows whether a token without a value ends the text
         return generator(module.generate(*args, **kwargs))
 
     def _generation(self, name: str, kwargs: Mapping[str, Any]) -> Any:
@@ -247,6 +333,30 @@ class LanguageModel(Model):
     def config(self) -> Any:
         """The model's configuration."""
         return self._module.config
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """Where on the hub a model is from.
+
+    Attributes:
+        id: Its repository, as `openai-community/gpt2`.
+        folder: Where the hub's cache keeps it.
+    """
+
+    id: str
+    folder: Path
+
+
+def _hub(given: str | Path | nn.Module, module: nn.Module, cache: Any) -> Hub | None:
+    """The hub's repository of a model, None for one that is not from there."""
+    source = str(given)
+    if isinstance(given, nn.Module):
+        source = str(getattr(getattr(module, "config", None), "_name_or_path", ""))
+    if isinstance(given, Path) or not REPOSITORY.fullmatch(source) or Path(source).exists():
+        return None
+    folder = Path(cache or HF_HUB_CACHE).expanduser() / f"models--{source.replace('/', '--')}"
+    return Hub(source, folder)
 
 
 def _empty(source: str, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -282,4 +392,6 @@ def _check(source: str, config: Any) -> None:
 
 def _hides(mask: Any) -> bool:
     """Whether an attention mask of the shape `batch pos` hides anything."""
-    return isinstance(mask, torch.Tensor) and mask.ndim == 2 and not bool(mask.all())
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
+        return False
+    return fakes.has_no_values(mask) or not bool(mask.all())

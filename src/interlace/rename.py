@@ -5,14 +5,13 @@ resolves, a path with `*` for one component, or a module class. `Names` settles 
 modules.
 """
 
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from interlace.errors import InterlaceWarning, RenameError, nearest
+from interlace.errors import InterlaceWarning, RenameError, nearest, outside
 
 if TYPE_CHECKING:
     from interlace.tree import Tree
@@ -165,14 +164,6 @@ def _show(key: Key) -> str:
     return f"`{key.__name__}`" if isinstance(key, type) else f"{key!r}"
 
 
-def _outside() -> int:
-    """How many frames up from the caller the code of the user is."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("interlace."):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
 def _warn_unmatched(option: str, hits: Mapping[Key, bool], known: list[tuple[str, nn.Module]]) -> None:
     if any(hits.values()):
         return
@@ -181,5 +172,5 @@ def _warn_unmatched(option: str, hits: Mapping[Key, bool], known: list[tuple[str
     near = "".join(nearest(key.strip("."), names) for key in hits if isinstance(key, str))
     shown = ", ".join(_show(key) for key in hits)
     warnings.warn(
-        f"No key of `{option}=` matches a module: {shown}.{near}", InterlaceWarning, stacklevel=_outside()
+        f"No key of `{option}=` matches a module: {shown}.{near}", InterlaceWarning, stacklevel=outside()
     )

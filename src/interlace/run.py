@@ -6,13 +6,14 @@ does not know modules, and the tap of a module tells it only what happens (`reac
 """
 
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Container
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any
 
 from interlace.errors import InterlaceWarning, NotReachedError, OrderError, RunEnded, TraceError
 from interlace.site import Past, Port, Site, Visit, spell
 from interlace.switch import Switch
+from interlace.switch import getcurrent as here
 
 Watcher = Callable[[Visit], None]
 """Called on the model's side at a port of a visit; the model goes on with what it writes there."""
@@ -25,6 +26,42 @@ class Everything:
         return True
 
 
+class Tally:
+    """What a tap looks at and writes to at every call of a module. It is small, and nothing in it is dear.
+
+    A tap that nobody waits for notes a call by appending its key to a list; counting is left to whoever asks.
+
+    Attributes:
+        stack: The stack that the run executes on; None before it has begun and when it is over.
+        before: The keys at which a tap must report before the call.
+        after: The keys at which it must report after the call.
+        entered: The calls that have begun since they were last counted.
+        left: The calls that have ended, with a result or without, since they were last counted.
+    """
+
+    __slots__ = ("after", "before", "entered", "left", "stack")
+
+    def __init__(self) -> None:
+        self.stack: Any = None
+        self.before: Container[Any] = set()
+        self.after: Container[Any] = set()
+        self.entered: list[Any] = []
+        self.left: list[Any] = []
+
+
+FEW = 16
+"""How many calls are looked through in the notes themselves before they are counted."""
+
+
+def _times(key: Any, noted: list[Any], counts: Counter[Any]) -> int:
+    """How often a key has been noted or counted."""
+    if len(noted) > FEW:
+        counts.update(noted)
+        noted.clear()
+        return counts.get(key, 0)
+    return counts.get(key, 0) + noted.count(key)
+
+
 class Run:
     """One call of a model in progress.
 
@@ -32,10 +69,8 @@ class Run:
         call: Runs the model and returns its result.
 
     Attributes:
-        starts: How often each site has been entered, by key.
-        ends: How often each site has been left, by key.
-        before: The keys at which a tap must report before the call. Elsewhere it only counts.
-        after: The keys at which it must report after the call.
+        tally: What taps look at and write to.
+        known: Tells the keys of the modules that report, until somebody has asked.
         live: The visit at which the model is paused.
         kinds: What kind of value was last asked for at the output of each site, by key.
         frames: The operations that report to this run, by the key of the module whose forward they are in.
@@ -47,18 +82,18 @@ class Run:
     """
 
     __slots__ = (
-        "__weakref__", "_asked", "_held_back", "_site", "_wanted", "after", "at_end", "before",
-        "ends", "failed", "frames", "kinds", "live", "passing", "pending", "side", "skipped", "starts",
-        "stopped", "switch", "watchers",
+        "__weakref__", "_asked", "_broken", "_call", "_ends", "_held_back", "_new", "_site", "_starts", "_wanted",
+        "at_end", "failed", "frames", "kinds", "known", "live", "passing", "pending", "recorders", "side", "skipped",
+        "stopped", "switch", "tally", "watchers",
     )  # fmt: skip
 
     def __init__(self, call: Callable[[], Any]) -> None:
-        self.starts: defaultdict[Any, int] = defaultdict(int)
-        self.ends: defaultdict[Any, int] = defaultdict(int)
-        self._asked: dict[Port, set[Any]] = {"input": set(), "output": set()}
-        self.before: Container[Any] = self._asked["input"]
-        self.after: Container[Any] = self._asked["output"]
+        self.tally = tally = Tally()
+        self._starts: Counter[Any] = Counter()
+        self._ends: Counter[Any] = Counter()
+        self._asked: dict[Port, Any] = {"input": tally.before, "output": tally.after}
         self.watchers: dict[tuple[Any, Port], list[Watcher]] = {}
+        self.recorders: list[tuple[Container[Any], Port, Watcher]] = []
         self.live: Visit | None = None
         self.side: Visit | None = None
         self.skipped: list[Site] = []
@@ -70,9 +105,33 @@ class Run:
         self._wanted: tuple[Any, int, Port] | None = None
         self._site: Site | None = None
         self._held_back = False
+        self._broken: set[tuple[Any, int]] = set()
+        self._new: set[Any] = set()
+        self.known: Callable[[], Iterable[Any]] | None = None
         self.frames: dict[int, Any] = {}
         self.at_end: list[Callable[[], None]] = []
-        self.switch = Switch(call, self)
+        self._call: Callable[[], Any] | None = call
+        self.switch = Switch(self._model, self)
+
+    @property
+    def starts(self) -> Counter[Any]:
+        """How often each site has been entered, by key."""
+        return self._counted(self.tally.entered, self._starts)
+
+    @property
+    def ends(self) -> Counter[Any]:
+        """How often each site has been left, by key."""
+        return self._counted(self.tally.left, self._ends)
+
+    @staticmethod
+    def _counted(noted: list[Any], counts: Counter[Any]) -> Counter[Any]:
+        counts.update(noted)
+        noted.clear()
+        return counts
+
+    def count(self) -> None:
+        """Count what has been noted, for notes take memory."""
+        self.starts, self.ends  # noqa: B018
 
     @property
     def done(self) -> bool:
@@ -94,52 +153,60 @@ class Run:
             OrderError: That visit has passed.
             NotReachedError: The run ended without it.
         """
+        key, live = site.key, self.live
         if self.side is not None:
-            if self.side.key == site.key:
+            if self.side.key == key:
                 return self.side
             self.side = None
-        live = self.live
-        if (
-            live is not None
-            and live.key == site.key
-            and live.number == number
-            and port in ("input", live.port)
-        ):
+        if live is not None and live.key == key and live.number == number and port in ("input", live.port):
             return live
-        if (self.starts if port == "input" else self.ends)[site.key] > number:
-            if self.passing is not None and (site.key, number) in self.passing:
-                return Past(self.passing[site.key, number], site.at(port, number))
-            raise OrderError(self._passed(site, port, number))
-        if self.switch.done:
+        tally = self.tally
+        if port == "output":
+            seen = _times(key, tally.left, self._ends)
+        else:
+            seen = _times(key, tally.entered, self._starts)
+        if seen > number:
+            return self._past(site, port, number)
+        switch = self.switch
+        if switch.done:
             raise NotReachedError(self._missed(site, port, number))
         if self.pending:
             self.settle()
             self.pending.clear()
-        self._wanted = (site.key, number, port)
-        self._asked[port].add(site.key)
+        self._wanted = (key, number, port)
+        self._asked[port].add(key)
         self.live = None
         try:
-            self.switch.resume()
+            switch.resume()
         except TraceError:  # it could not go on, and is where it was
             self.live, self._wanted = live, None
             raise
         live = self.live
-        if live is None or self.switch.done:  # a pause that is refused has failed the model
+        if live is None or switch.done:  # a pause that is refused has failed the model
             self._close()
             raise NotReachedError(self._missed(site, port, number))
         self._site = site
         if port == "output":
-            self.kinds[site.key] = live.result.__class__
+            self.kinds[key] = live.result.__class__
         return live
 
-    def ahead(self, site: Site, port: Port, number: int) -> bool:
+    def _past(self, site: Site, port: Port, number: int) -> Visit:
+        """A visit that has passed, where it can still be read; else the error that says why not."""
+        if self.passing is not None and (site.key, number) in self.passing:
+            return Past(self.passing[site.key, number], site.at(port, number))
+        if port == "output" and (site.key, number) in self._broken:
+            raise NotReachedError(self._missed(site, port, number))
+        raise OrderError(self._passed(site, port, number))
+
+    def ahead(self, site: Site, port: Port, number: int, inside: bool = False) -> bool:
         """Run until a visit like `ask`, and tell whether it came before the model ended.
 
-        If it did not, the visits on the way can still be read: the block had no way to ask for them before.
+        If it did not, visits on the way can still be read, for the block had no way to ask for them before:
+        first ones, which is what a request outside of a loop means, or all of them `inside` another loop.
         """
-        after = self.after
+        tally, asked = self.tally, self._asked["output"]
         if not self.switch.done:
-            self.after, self.passing = Everything(), {}
+            tally.after, self.passing = Everything() if inside else asked | self._unseen(), {}
         try:
             self.ask(site, port, number)
         except NotReachedError:
@@ -149,7 +216,20 @@ class Run:
             return True
         finally:
             if not self.switch.ending:
-                self.after = after
+                tally.after = asked
+
+    def _unseen(self) -> set[Any]:
+        """The keys of sites that have not been left yet."""
+        new, ends = self._new, self.ends
+        if self.known is not None:
+            new.update(self.known())
+            self.known = None
+        new.difference_update([key for key in new if key in ends])
+        return new
+
+    def learn(self, keys: Iterable[Any]) -> None:
+        """Know of sites that were not there when the run began."""
+        self._new.update(keys)
 
     def finish(self) -> Any:
         """Let the model run to its end and return what it returned; None if it failed or was stopped."""
@@ -187,7 +267,7 @@ class Run:
             if self.at_end:
                 self._release()  # an interrupt fell into it before
             return
-        self.before = self.after = Everything()
+        self.tally.before = self.tally.after = Everything()
         self._wanted = None
         started = self.switch.started
         self.switch.end()
@@ -238,6 +318,7 @@ class Run:
         self.live = self.side = None
         self.pending.clear()
         self.watchers.clear()
+        self.recorders.clear()
         self.frames.clear()
         while self.at_end:
             self.at_end[-1]()
@@ -245,46 +326,88 @@ class Run:
 
     # -- the model's side ------------------------------------------------------------------------------------
 
+    def _model(self) -> Any:
+        """The model's call, on its own stack."""
+        tally, call, self._call = self.tally, self._call, None
+        assert call is not None
+        tally.stack = here()
+        try:
+            return call()
+        finally:
+            tally.stack = None
+
     def watch(self, key: Any, port: Port, watcher: Watcher) -> None:
         """Have `watcher` called at every visit of a site from now on, before the block sees it."""
         self.watchers.setdefault((key, port), []).append(watcher)
         self._asked[port].add(key)
 
+    def record(self, keys: Collection[Any], port: Port, recorder: Watcher) -> None:
+        """Have `recorder` called at every visit of these sites from now on, when the model goes on.
+
+        It sees what everybody has written, and does not write.
+        """
+        self.recorders.append((keys, port, recorder))
+        self._asked[port].update(keys)
+
+    def _record(self, visit: Visit, port: Port) -> None:
+        for keys, where, recorder in self.recorders:
+            if where == port and visit.key in keys:
+                recorder(visit)
+
     def reach(self, key: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make a call that somebody waits for: pause before it, and after it where that was asked for."""
-        visit = Visit(key, self.starts[key], args, kwargs)
-        self.starts[key] += 1
+        entered = self.tally.entered
+        visit = Visit(key, _times(key, entered, self._starts), args, kwargs)
+        entered.append(key)
         self._arrive(visit, "input")
         if not visit.skipped:
-            visit.result = call(*visit.args, **visit.kwargs)
-        self.ends[key] += 1
-        if key in self.after:
+            try:
+                visit.result = call(*visit.args, **visit.kwargs)
+            except BaseException:
+                self.broke(key)
+                raise
+        self.tally.left.append(key)
+        if key in self.tally.after:
+            visit.number = _times(key, self.tally.left, self._ends) - 1
             self._arrive(visit, "output")
         return visit.result
 
-    def leave(self, key: Any, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+    def broke(self, key: Any) -> None:
+        """Note that a call has ended with an error, so that its output is no visit."""
+        ends = self.ends
+        self._broken.add((key, ends[key]))
+        ends[key] += 1
+
+    def leave(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Report a call that has been made, and return what the model goes on with."""
-        visit = Visit(key, number, args, kwargs)
-        visit.result = result
+        visit = Visit(key, _times(key, self.tally.left, self._ends) - 1, args, kwargs, "output", result)
         self._arrive(visit, "output")
         return visit.result
 
     def _arrive(self, visit: Visit, port: Port) -> None:
-        if self.switch.ending:
+        switch, key, wanted = self.switch, visit.key, self._wanted
+        if switch.ending:
             self._held_back = self._held_back or port == "output"  # a call that should have been unwound
             raise RunEnded
         visit.port = port
-        if self.watchers:
+        watched = self.watchers and (key, port) in self.watchers
+        if watched:
             self._tell(visit, port)
-        if self.passing is not None and port == "output" and not self.switch.done:
-            self.passing[visit.key, visit.number] = visit
-        wanted = self._wanted
-        if wanted is not None and wanted[2] == port and wanted[0] == visit.key and wanted[1] == visit.number:
+        if self.passing is not None and port == "output" and not switch.done:
+            self._pass(self.passing, visit)
+        if wanted is not None and wanted[0] == key and wanted[2] == port and wanted[1] == visit.number:
             self._wanted = None
-            if (visit.key, port) not in self.watchers:
-                self._asked[port].discard(visit.key)
+            if not watched and not self.recorders:
+                self._asked[port].discard(key)
             self.live = visit
-            self.switch.pause()
+            switch.pause()
+        if self.recorders:
+            self._record(visit, port)
+
+    def _pass(self, passing: dict[tuple[Any, int], Visit], visit: Visit) -> None:
+        """Keep a visit that is passed in search of a step, if a request could still mean it."""
+        if visit.number == 0 or isinstance(self.tally.after, Everything):
+            passing[visit.key, visit.number] = visit
 
     # -- what an error says ----------------------------------------------------------------------------------
 
@@ -312,6 +435,8 @@ class Run:
         said = f"{site.at(port, number)} was not reached: {self.where()}"
         if self.stopped or self.failed is not None:
             return said + ".\nAsk for it before that, or open a new trace."
+        if port == "output" and (site.key, number) in self._broken:
+            return said + ", and that call raised an error.\nAsk for a later visit, or for its input."
         for skipped in self.skipped:
             if site.under(skipped):
                 said += f", and {skipped.at('output')} was skipped"
@@ -329,11 +454,13 @@ class Run:
     ) -> Any:
         """Make a call on the block's side that counts as the next visit of a site."""
         visit = Visit(site.key, self.starts[site.key], args, kwargs)
-        self.starts[site.key] += 1
+        self.tally.entered.append(site.key)
         self._tell(visit, "input")
+        self._record(visit, "input")
         visit.result = call(*visit.args, **visit.kwargs)
-        self.ends[site.key] += 1
+        self.tally.left.append(site.key)
         self._tell(visit, "output")
+        self._record(visit, "output")
         self.side = visit
         return visit.result
 

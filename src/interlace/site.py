@@ -42,13 +42,21 @@ class Visit:
 
     __slots__ = ("__weakref__", "args", "key", "kwargs", "number", "port", "result", "skipped")
 
-    def __init__(self, key: Any, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        key: Any,
+        number: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        port: Port = "input",
+        result: Any = None,
+    ) -> None:
         self.key = key
         self.number = number
         self.args = args
         self.kwargs = kwargs
-        self.port: Port = "input"
-        self.result: Any = None
+        self.port = port
+        self.result = result
         self.skipped = False
 
 

@@ -36,12 +36,13 @@ class Step:
 class Steps:
     """The position of one trace in its steps."""
 
-    __slots__ = ("current", "pacemaker", "run")
+    __slots__ = ("current", "inside", "pacemaker", "run")
 
     def __init__(self, run: Run, pacemaker: Site | None) -> None:
         self.run = run
         self.pacemaker = pacemaker
         self.current: Step | None = None
+        self.inside = False  # whether the loop that advances is inside another
 
     def number(self, site: Site, port: Port) -> int:
         """The visit that a request made now means."""
@@ -66,9 +67,9 @@ class Steps:
 
     def _begin(self, index: int, number: int) -> None:
         assert self.pacemaker is not None
-        starts = self.run.starts.copy()
+        starts = dict(self.run.starts)
         starts[self.pacemaker.key] = number
-        self.current = Step(index, starts, self.run.ends.copy())
+        self.current = Step(index, starts, dict(self.run.ends))
 
     def advance(self, index: int) -> bool:
         """Run to the beginning of a step; False when the model ended first."""
@@ -79,16 +80,17 @@ class Steps:
         if index == 0 and run.starts[site.key] == 1 and run.ends[site.key] == 0:
             self.current = Step(0, {}, {})
             return True
-        if not run.ahead(site, "input", index):
+        if not run.ahead(site, "input", index, self.inside):
             return False
         self._begin(index, index)
         return True
 
     def loop(self, which: Which) -> Iterator[int]:
         """Each step in turn, until the last one that was asked for or until the model ends."""
-        before = self.current
+        before, inside = self.current, self.inside
         try:
             for index in self._indices(which):
+                self.inside = before is not None
                 if not self.advance(index):
                     break
                 if self.current is not None and self.current.waiting:
@@ -100,7 +102,7 @@ class Steps:
                         "Ask for a value in it, or trace a method such as `generate`."
                     )
         finally:
-            self.current = before
+            self.current, self.inside = before, inside
 
     def _indices(self, which: Which) -> Iterator[int]:
         if isinstance(which, slice):

@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable
+from threading import get_ident
 from types import FrameType
 from typing import Any
 
@@ -71,11 +72,11 @@ class Home:
         self.parked: list[object] = []
         self.abandoned: deque[Switch] = deque()
         self.thread = threading.current_thread()
-        self.ident = threading.get_ident()
+        self.ident = get_ident()
 
     def __del__(self) -> None:
         """Let idle workers come to their end while their thread still can: later nothing frees their frames."""
-        if threading.get_ident() == self.ident and not sys.is_finalizing():
+        if get_ident() == self.ident and not sys.is_finalizing():
             while self.idle:
                 worker = self.idle.pop()
                 worker.parent = getcurrent()
@@ -151,7 +152,7 @@ class Switch:
     """
 
     __slots__ = (
-        "__weakref__", "_abandoned", "_ambient", "_context", "_function", "_home", "_level", "_token",
+        "__weakref__", "_abandoned", "_ambient", "_context", "_function", "_home", "_level", "_resumer", "_token",
         "_worker", "carries", "done", "ending", "error", "result", "unwound",
     )  # fmt: skip
 
@@ -161,6 +162,7 @@ class Switch:
         self._function: Callable[[], Any] | None = function
         self.carries = carries
         self._worker: Worker | None = None
+        self._resumer: greenlet | None = None
         self._ambient: ambient.Ambient | bool = ambient.read()
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._level = ambient.functorch_level()
@@ -193,26 +195,23 @@ class Switch:
             TraceError: Where torch does not allow the two stacks to take turns out of order.
         """
         home = self._home
-        if _homes.home is not home:
+        if get_ident() != home.ident:
             raise ThreadError(
                 "This trace belongs to another thread; open a trace in the thread that uses it."
             )
         if home.abandoned:
             unwind_abandoned()
-        worker, parked = self._worker, home.parked
+        worker, parked, token, resumer = self._worker, home.parked, self._token, getcurrent()
         if worker is None:
-            worker = self._start(home)
+            worker = self._start(home, resumer)
         else:
-            token = self._token
             if parked and parked[-1] is token:
                 parked.pop()
-            elif token in parked:
-                _refuse_operator_frames(worker.gr_frame, sys._getframe())
-                parked.remove(token)
-            worker.parent = getcurrent()
-        mine = _ambient_now()
-        theirs = self._ambient
-        tracer = sys.gettrace()
+            else:
+                self._take_turn(parked, worker)
+            if resumer is not self._resumer:
+                worker.parent = self._resumer = resumer
+        mine, theirs, tracer = _ambient_now(), self._ambient, sys.gettrace()
         if tracer is not None and _is_coverage(tracer):
             sys.settrace(None)  # here and nowhere deeper: coverage must see this frame return
         if mine is not theirs and mine != theirs:
@@ -227,16 +226,22 @@ class Switch:
                 ambient.swap(now, mine)
             if tracer is not None:
                 sys.settrace(tracer)
-        self._ambient = now
         if self.done:
-            self._worker = None
+            self._worker = self._resumer = None
             worker.gr_context = None
         else:
-            parked.append(self._token)
+            self._ambient = now
+            parked.append(token)
 
-    def _start(self, home: Home) -> Worker:
+    def _take_turn(self, parked: list[object], worker: Worker) -> None:
+        """Go on although others were parked later."""
+        if self._token in parked:
+            _refuse_operator_frames(worker.gr_frame, sys._getframe(1))
+            parked.remove(self._token)
+
+    def _start(self, home: Home, resumer: greenlet) -> Worker:
         worker = home.idle.pop() if home.idle else Worker()
-        worker.parent = getcurrent()
+        worker.parent = self._resumer = resumer
         worker.job, worker.tracing, self.carries = self, self.carries, None
         worker.gr_context, self._context = self._context, None
         self._worker = worker
@@ -267,7 +272,7 @@ class Switch:
 
     def _forget(self) -> None:
         self.done = True
-        self._function = self._context = self.carries = self._worker = None
+        self._function = self._context = self.carries = self._worker = self._resumer = None
 
     def _leave_to_owner(self) -> None:
         if self._abandoned:
@@ -299,10 +304,10 @@ class Switch:
                 "The model cannot pause inside a transform of torch.func (vmap, grad, ...): torch keeps one "
                 "interpreter for both sides.\nAsk for the value outside of the transformed function."
             )
-        worker = self._worker
-        assert worker is not None
-        assert worker.parent is not None
-        worker.parent.switch()
+        resumer = self._resumer
+        assert resumer is not None
+        resumer.switch()
+        del resumer  # else the two stacks hold each other
         if self.ending:
             raise RunEnded
 

@@ -17,13 +17,32 @@ from itertools import repeat
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as torch_module
 
-from interlace.run import Run
+from interlace.run import Run, Tally
 from interlace.switch import Worker, getcurrent
 
 SLOT = "_compiled_call_impl"
 
+HOOKS = ("_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks")
+"""Where a module keeps hooks; torch has the same four dictionaries once more for all modules."""
+
+MANY = 1 << 14
+"""How many calls may be noted, and not counted, when the root of a model is called again."""
+
 _lock = threading.RLock()  # a finalizer that closes a trace may run inside it, on the same thread
+_IDLE = Tally()
+
+
+def _knows_call_impl() -> bool:
+    """Whether `nn.Module._call_impl` still looks at the hooks that are known here, and at no others."""
+    names = nn.Module._call_impl.__code__.co_names
+    known = {*HOOKS, *(f"_global{name}" for name in HOOKS)}
+    return {name for name in names if name.endswith("_hooks")} == known and "forward" in names
+
+
+SHORT = _knows_call_impl()
+"""Whether a module without hooks may be called by its forward, which is what torch does then."""
 
 
 class Tap:
@@ -32,37 +51,102 @@ class Tap:
     Attributes:
         inner: The module's own call, or what its slot held.
         held: What the slot held before, if anything.
+        short: Whether the forward may be called instead of `inner` while there are no hooks.
         lender: The taps of the tree that this one belongs to.
     """
 
-    __slots__ = ("held", "inner", "lender")
+    __slots__ = ("held", "inner", "lender", "own_call", "short")
 
     def __init__(self, module: nn.Module, lender: "weakref.ref[Taps]") -> None:
         self.inner: Callable[..., Any] = module._call_impl
         self.held: Callable[..., Any] | None = None
+        own = getattr(self.inner, "__func__", None) is nn.Module._call_impl
+        self.own_call = SHORT and own and all(name in module.__dict__ for name in HOOKS)
+        self.short = self.own_call
         self.lender = lender
 
+    def hold(self, held: Callable[..., Any] | None, module: nn.Module) -> None:
+        """Call through to what the slot held; None for the module's own call."""
+        self.held, self.inner = held, held or module._call_impl
+        self.short = self.own_call and held is None
 
-def _report(tap: Tap, key: int) -> Callable[..., Any]:
-    """What runs in place of the module's call. It is the hot path of the library."""
+
+def _here() -> Tally | None:
+    """The tally of the run that executes here, if one does."""
+    stack = getcurrent()
+    run = stack.tracing if type(stack) is Worker else None
+    return run.tally if isinstance(run, Run) else None
+
+
+def _root(report: Callable[..., Any], served: Callable[[], Tally]) -> Callable[..., Any]:
+    """The report of a model's root, which also keeps the notes of a long run short when nobody asks for anything."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        stack = getcurrent()
-        if type(stack) is not Worker or not isinstance(run := stack.tracing, Run):
-            return tap.inner(*args, **kwargs)  # a plain call while a trace is open
-        if key in run.before:
-            return run.reach(key, tap.inner, args, kwargs)
-        starts = run.starts
-        number = starts[key]
-        starts[key] = number + 1
-        result = tap.inner(*args, **kwargs)
-        run.ends[key] += 1
-        if key in run.after:
-            return run.leave(key, number, args, kwargs, result)
-        return result
+        if len(served().entered) > MANY and (tally := _here()) is not None and tally is served():
+            getcurrent().tracing.count()  # type: ignore[attr-defined]
+        return report(*args, **kwargs)
 
-    call.tap = tap  # type: ignore[attr-defined]
+    call.tap = report.tap  # type: ignore[attr-defined]
     return call
+
+
+def _reports(
+    modules: list[nn.Module], lender: "weakref.ref[Taps]"
+) -> tuple[list[Callable[..., Any]], Callable[[Tally], None]]:
+    """What runs in place of each module's call, and what says whose run is served by the quick way.
+
+    It is the hot path of the library. The run that was opened last is known to all reports of a tree by one
+    variable; any other run is found by the stack that it executes on. A module without hooks is called by its
+    forward, past torch's own look at its hooks, which is done here. That pays for the report.
+    """
+    served = _IDLE
+    # Those for all modules are looked up by attribute in torch's own code, and are never replaced there.
+    any_backward, any_backward_pre = (
+        torch_module._global_backward_hooks,
+        torch_module._global_backward_pre_hooks,
+    )
+    any_forward, any_forward_pre = torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
+
+    def serve(tally: Tally) -> None:
+        nonlocal served
+        served = tally
+
+    def report(module: nn.Module) -> Callable[..., Any]:
+        tap, key, slots = Tap(module, lender), id(module), module.__dict__
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            tally, stack = served, getcurrent()
+            if stack is not tally.stack:
+                found = _here()
+                if found is None:
+                    return tap.inner(*args, **kwargs)  # a plain call while a trace is open
+                tally = found
+            if key in tally.before:
+                return stack.tracing.reach(key, tap.inner, args, kwargs)  # type: ignore[attr-defined]
+            tally.entered.append(key)
+            try:
+                if (
+                    not tap.short
+                    or slots["_forward_hooks"] or slots["_forward_pre_hooks"]
+                    or slots["_backward_hooks"] or slots["_backward_pre_hooks"]
+                    or any_forward or any_forward_pre or any_backward or any_backward_pre
+                ):  # fmt: skip
+                    result = tap.inner(*args, **kwargs)
+                else:
+                    result = module.forward(*args, **kwargs)
+            except BaseException:
+                stack.tracing.broke(key)  # type: ignore[attr-defined]
+                raise
+            tally.left.append(key)
+            if key in tally.after:
+                return stack.tracing.leave(key, args, kwargs, result)  # type: ignore[attr-defined]
+            return result
+
+        call.tap = tap  # type: ignore[attr-defined]
+        return call
+
+    reports = [report(module) for module in modules]
+    return [_root(reports[0], lambda: served), *reports[1:]], serve
 
 
 def works() -> bool:
@@ -77,22 +161,37 @@ class Taps:
     """The taps of the modules of one tree, put in place and taken away together.
 
     Attributes:
+        serve: Says which run the reports serve by the quick way.
         users: Open traces of the tree, and taps of other trees that found these in place, by id. Whoever is
             in it can be removed, however far an interrupted `install` or `remove` came.
         lenders: The taps of other trees that stood in some slots when these were put in place.
         replaced: Where something else stood: what `module.compile()` left, or the tap of another tree.
     """
 
-    __slots__ = ("__weakref__", "calls", "lenders", "modules", "placed", "replaced", "slots", "users")
+    __slots__ = (
+        "__weakref__",
+        "calls",
+        "lenders",
+        "modules",
+        "placed",
+        "replaced",
+        "serve",
+        "slots",
+        "users",
+    )
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self.modules = list(modules)
         self.slots = [module.__dict__ for module in self.modules]
-        self.calls = [_report(Tap(module, weakref.ref(self)), id(module)) for module in self.modules]
+        self.calls, self.serve = _reports(self.modules, weakref.ref(self))
         self.users: set[int] = set()
         self.placed = False
         self.lenders: list[Taps] = []
         self.replaced: list[int] = []
+
+    def keys(self) -> Iterable[int]:
+        """The key of each tapped module."""
+        return map(id, self.modules)
 
     def install(self, user: object) -> None:
         """Put the taps in place, unless a trace of this tree has done so already."""
@@ -115,7 +214,7 @@ class Taps:
                 lenders[id(lender)] = lender
                 continue
             tap: Tap = self.calls[index].tap  # type: ignore[attr-defined]
-            tap.held, tap.inner = held, held or self.modules[index]._call_impl
+            tap.hold(held, self.modules[index])
             self.slots[index][SLOT] = self.calls[index]
             self.replaced.append(index)
         self.lenders = list(lenders.values())
@@ -131,6 +230,7 @@ class Taps:
             if len(users) > 1:
                 users.remove(one)
                 return
+            self.serve(_IDLE)
             found = list(map(dict.pop, self.slots, repeat(SLOT), repeat(None)))
             if found != self.calls:
                 self._put_back(found)
@@ -152,4 +252,4 @@ class Taps:
         """Give a slot back what it held, unless somebody has put something else there."""
         tap: Tap = self.calls[index].tap  # type: ignore[attr-defined]
         self.slots[index].setdefault(SLOT, tap.held)
-        tap.held, tap.inner = None, self.modules[index]._call_impl
+        tap.hold(None, self.modules[index])

@@ -4,20 +4,26 @@ The block runs natively in the caller's frame. Each request that it makes of an 
 that value exists; leaving the block lets it finish.
 """
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, cast
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from interlace import edit, frames
 from interlace.breaks import Break, break_at
+from interlace.cache import Cache, chosen_ports
 from interlace.errors import InputError, NotReachedError, OrderError, TraceError
 from interlace.invoke import Barrier, Invoke, Prompts
+from interlace.keeping import Positions, keeper
 from interlace.run import Run
+from interlace.selection import Modules, choose
+from interlace.shards import SHARD_BYTES
 from interlace.site import Port, Site, Visit
 from interlace.steps import Iter, Steps
 from interlace.switch import carried, unwind_abandoned
@@ -60,6 +66,7 @@ class Trace:
         self._result: Any = None
         self._strays: list[Taps] = []
         self._breaks: list[Break] = []
+        self._caches: list[Cache] = []
         self._unfused: dict[nn.Module, RemovableHandle] = {}
 
     def __enter__(self) -> "Trace":
@@ -87,6 +94,7 @@ class Trace:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         run = self._run
+        whole = False
         try:
             if error is not None:
                 trim(error)
@@ -94,6 +102,7 @@ class Trace:
                 run = self._start()
             if error is None and run is not None:
                 self._result = run.finish()
+            whole = error is None
         except BaseException as failed:
             trim(failed)
             raise
@@ -108,8 +117,13 @@ class Trace:
                 raise
             finally:
                 self._close()
-                if prompts is not None:
-                    prompts.close()
+                try:
+                    if prompts is not None:
+                        prompts.close()
+                finally:
+                    caches, self._caches = self._caches, []
+                    for cache in caches:
+                        cache._close(run, whole)
 
     def _close(self) -> None:
         """Undo what entering did. An interrupt may fall anywhere in it; it is then done again."""
@@ -139,8 +153,17 @@ class Trace:
     def _begin(self, call: Call, workers: list[Worker]) -> None:
         run = Schedule(workers).around(call) if workers else Run(call)
         self._run, self._steps = run, Steps(run, self._pace())
+        if self._taps is not None:
+            self._serve_taps(self._taps, run)
         for point in self._breaks:
             point.set(run)
+        for cache in self._caches:
+            cache._attach(self, run)
+
+    @staticmethod
+    def _serve_taps(taps: Taps, run: Run) -> None:
+        taps.serve(run.tally)
+        run.known = taps.keys
 
     def _pace(self) -> Site | None:
         return self.model._site if self._paced else None
@@ -162,8 +185,8 @@ class Trace:
             self._taps.remove(self)
             self._taps = taps
             taps.install(self)
-        assert self._run is not None
-        return self._run
+            self._serve_taps(taps, cast("Run", self._run))
+        return cast("Run", self._run)
 
     def invoke(self, *args: Any, **kwargs: Any) -> Invoke:
         """One prompt of several in this run: `with tracer.invoke(x):`, or `@tracer.invoke(x)` over a function.
@@ -278,6 +301,7 @@ class Trace:
         if not any(module in placed.modules for placed in (self._taps, *self._strays) if placed is not None):
             self._strays.append(Taps(module.modules()))
             self._strays[-1].install(self)
+            self.model_run.learn(self._strays[-1].keys())
 
     def unfuse(self, module: nn.Module) -> None:
         """Keep torch's fused path from passing over this module in this run.
@@ -308,6 +332,71 @@ class Trace:
         if run.failed is not None or run.stopped:
             raise TraceError(f"The traced call returned nothing: {run.where()}.")
         return result
+
+    def cache(
+        self,
+        modules: Modules = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        detach: bool = True,
+        include_output: bool = True,
+        include_inputs: bool = False,
+        *,
+        clone: bool = False,
+        positions: Positions = None,
+        pos_axis: int | None = None,
+        to: str | os.PathLike[str] | None = None,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> Cache:
+        """Record many sites from now on, each visit as the model goes on from it.
+
+        Args:
+            modules: An envoy, a path (`transformer.h.3`), a pattern of a path's end (`h.*.mlp`, `**` for any
+                number of names), a class of modules, a predicate of envoys, an operation, an iterable of those,
+                or None for every module.
+            device: Where tensors are kept; None for where they are.
+            dtype: What floating-point tensors become; None for what they are.
+            detach: Cut them off from the graph.
+            include_output: Record what was returned.
+            include_inputs: Record what modules were called with.
+            clone: Copy, so that what is done to a tensor in place later does not show; else keep a view.
+            positions: Keep these along the second axis of every `batch pos ...` tensor.
+            pos_axis: Another axis for them.
+            to: A folder; values are written there while the model runs, and are in memory no longer.
+            shard_bytes: How large a file in it grows, and how much waits in memory.
+
+        Returns:
+            What is recorded, under the names of the model, in the block and after it.
+
+        Raises:
+            NameMissError: A path or pattern fits nothing.
+            InputError: The modules or settings mean nothing here.
+            RecordingError: The folder was begun with other settings.
+
+        Example:
+            >>> import interlace as il
+            >>> model = il.demo_model()
+            >>> with model.trace("The capital of France is") as tracer:
+            ...     cache = tracer.cache("h.*.mlp")
+            >>> cache.transformer.h[0].mlp.output.shape == cache["transformer.h.0.mlp"].output.shape
+            True
+        """
+        here = self._here()
+        top = here._outer or here
+        if top._taps is None:
+            raise TraceError("This trace is not open, so there is nothing to record.")
+        self._tree.load()  # a site is a module with its weights
+        keep = keeper(device, dtype, detach, clone, positions, pos_axis)
+        ports = chosen_ports(include_output, include_inputs)
+        wanted = choose(self.model, modules)
+        cache = Cache(self._tree.outline(), wanted, keep, ports)
+        if to is not None:
+            kept = {"dtype": str(dtype), "positions": repr(positions), "pos_axis": pos_axis}
+            cache._write_to(to, kept, shard_bytes)
+        if here._run is not None:
+            cache._attach(here, here._run)
+        top._caches.append(cache)
+        return cache
 
     def stop(self) -> None:
         """End the model's run here. What was read stays, and the statements after this one run."""

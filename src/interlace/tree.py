@@ -7,23 +7,47 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from interlace import fakes
 from interlace.errors import OutsideTraceError, ThreadError, TraceError
 from interlace.frames import Owner
 from interlace.operators import careful
+from interlace.selection import Outline
 from interlace.switch import carried, pass_dynamo
 from interlace.tap import Taps
 
 if TYPE_CHECKING:
-    from interlace.edit import Edit
+    from interlace.edit import Stored
     from interlace.envoy import Envoy
     from interlace.rename import Names
     from interlace.trace import Trace
+
+
+class Opened:
+    """An open trace of a frame, and the one that was opened there before it."""
+
+    __slots__ = ("before", "code", "trace")
+
+    def __init__(self, code: CodeType, trace: "weakref.ref[Trace]", before: "Opened | None") -> None:
+        self.code = code
+        self.trace = trace
+        self.before = before
+
+    def all(self) -> "list[Trace | None]":
+        """This trace and those before it."""
+        return [self.trace(), *(self.before.all() if self.before is not None else [])]
+
+    def without(self, trace: "Trace") -> "Opened | None":
+        """The same, without a trace that is over and those that nobody holds any more."""
+        before = None if self.before is None else self.before.without(trace)
+        if self.trace() in (trace, None):
+            return before
+        return Opened(self.code, self.trace, before)
 
 
 class Tree:
@@ -40,6 +64,8 @@ class Tree:
         extras: Sites that the model itself has no module for, by the name that they have at the root.
         strays: Modules that torch does not know as children, by the path at which they were reached.
         kind: The class of the root.
+        lineage: The trees that it is a copy of; edits were written with their envoys.
+        hub: Where on a hub of models the model is from.
         state: What was assigned to the root, so that one made again has it.
     """
 
@@ -49,14 +75,17 @@ class Tree:
         self.names = names
         self.envoys: weakref.WeakValueDictionary[str, Envoy] = weakref.WeakValueDictionary()
         self.shapes: dict[str, Any] = {}
-        self.edits: list[Edit] = []
+        self.edits: list[Stored] = []
         self.extras: dict[str, nn.Module] = {}
         self.loader: Callable[[], nn.Module] | None = None
         self.strays: dict[str, nn.Module] = {}
         self.kind: type[Envoy] | None = None
+        self.lineage: tuple[Tree, ...] = ()
+        self.hub: Any = None
         self.state: dict[str, Any] = {}
-        self._open: dict[int, list[weakref.ref[Trace]]] = {}
+        self._open: dict[int, Opened] = {}
         self._taps: Taps | None = None
+        self._outline: tuple[Taps, Outline] | None = None
         self._leaves: list[dict[str, Any]] = []
         self._inner: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
         self._parameter: tuple[dict[str, nn.Parameter | None], str] | None = None
@@ -64,9 +93,10 @@ class Tree:
     def twin(self) -> "Tree":
         """A tree of the same modules and names, with envoys and traces of its own."""
         tree = Tree(self.module, self.path, self.names)
-        tree.loader, tree.kind = self.loader, self.kind
+        tree.loader, tree.kind, tree.hub = self.loader, self.kind, self.hub
         tree.shapes, tree.extras = dict(self.shapes), dict(self.extras)
         tree.edits = list(self.edits)
+        tree.lineage = (self, *self.lineage)
         tree.strays, tree.state = dict(self.strays), dict(self.state)
         return tree
 
@@ -74,23 +104,28 @@ class Tree:
 
     def opened(self, owner: Owner, trace: "Trace") -> None:
         """A trace begins to serve the requests of its owner's frame."""
-        self._open.setdefault(owner.key, []).append(weakref.ref(trace))
+        key = owner.key
+        self._open[key] = Opened(owner.code, weakref.ref(trace), self._open.get(key))
 
     def closed(self, owner: Owner, trace: "Trace") -> None:
         """A trace serves no more requests."""
-        held = self._open.get(owner.key, [])
-        held[:] = [ref for ref in held if ref() is not None and ref() is not trace]
-        if not held:
+        first = self._open.get(owner.key)
+        left = None if first is None else first.without(trace)
+        if left is not None:
+            self._open[owner.key] = left
+        else:
             self._open.pop(owner.key, None)
 
     def trace_at(self, frame: FrameType | None) -> "Trace | None":
         """The open trace whose owner is nearest outward from `frame`."""
         found, asker = self._open, frame
         while frame is not None and found:
-            for ref in reversed(found.get(id(frame), ())):
-                trace = ref()
-                if trace is not None and trace.owner.code is frame.f_code:
+            opened = found.get(id(frame))
+            while opened is not None:
+                trace = opened.trace()
+                if trace is not None and opened.code is frame.f_code:
                     return trace if frame is asker else careful(trace, asker, frame)  # type: ignore[arg-type]
+                opened = opened.before
             frame = frame.f_back
         return None
 
@@ -99,7 +134,7 @@ class Tree:
         trace = self.trace_at(frame)
         if trace is not None:
             return trace
-        traces = [ref() for held in list(self._open.values()) for ref in held]
+        traces = [trace for opened in list(self._open.values()) for trace in opened.all()]
         here = threading.get_ident()
         if any(trace is not None and trace.thread != here for trace in traces):
             raise ThreadError(
@@ -120,7 +155,7 @@ class Tree:
     @property
     def busy(self) -> bool:
         """Whether any trace of this model is open."""
-        return any(ref() is not None for held in list(self._open.values()) for ref in held)
+        return any(trace is not None for opened in list(self._open.values()) for trace in opened.all())
 
     # -- modules ---------------------------------------------------------------------------------------------
 
@@ -169,6 +204,13 @@ class Tree:
                 found.setdefault(id(module), (f"{top}.{name}" if name else top, module))
         return found
 
+    def outline(self) -> Outline:
+        """The names in the model, renewed when its structure has changed."""
+        taps = self._taps if self._taps is not None else self.taps()
+        if self._outline is None or self._outline[0] is not taps:
+            self._outline = taps, Outline.of(self)
+        return self._outline[1]
+
     def device(self) -> torch.device | None:
         """The device of the first parameter, or None for a model that has none."""
         if self._parameter is not None:
@@ -194,8 +236,8 @@ class Tree:
         return module  # type: ignore[no-any-return]
 
     def load(self) -> None:
-        """Put the real weights in place, where only the shape of the model is there yet."""
-        if self.loader is not None:
+        """Put the real weights in place, where only the shape of the model is there yet; a scan needs none."""
+        if self.loader is not None and not fakes.active():
             module, self.loader = self.loader(), None
             self.repoint(module)
 

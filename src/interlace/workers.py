@@ -5,13 +5,13 @@ wait for, their stacks are resumed from the model's own, one after the other, st
 its worker looks like the `Run` of a trace that is its alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from interlace.errors import NotReachedError, OrderError, RunEnded, TraceError
 from interlace.rows import Rows, RowVisit
 from interlace.run import Run
-from interlace.site import Port, Site, Visit
+from interlace.site import Port, Site, Visit, spell
 from interlace.switch import Switch
 
 _END = object()
@@ -118,6 +118,17 @@ class Worker:
 
         self.run.watch(key, port, narrowed)
 
+    def record(self, keys: Collection[Any], port: Port, recorder: Callable[[Any], None]) -> None:
+        """Have `recorder` called at every visit of these sites, with this block's rows. See `Run.record`."""
+        rows = self.rows
+        if rows is not None:
+            whole = recorder
+
+            def recorder(visit: Visit) -> None:
+                whole(RowVisit(visit, rows))
+
+        self.run.record(keys, port, recorder)
+
     def ask(self, site: Site, port: Port, number: int) -> Any:
         """Wait until the model reaches a visit. See `Run.ask`."""
         if self.side is not None:
@@ -141,7 +152,7 @@ class Worker:
         run._site = site
         return self._own(schedule.live)
 
-    def ahead(self, site: Site, port: Port, number: int) -> bool:
+    def ahead(self, site: Site, port: Port, number: int, inside: bool = False) -> bool:  # noqa: ARG002
         """Wait like `ask`, and tell whether the visit came before the model ended."""
         try:
             self.ask(site, port, number)
@@ -229,6 +240,13 @@ class Served(Run):
         """Let the model run to its end and return what it returned."""
         self._first()
         return super().finish()
+
+    def where(self) -> str:
+        """Where the model is now, in words: it does not pause for workers."""
+        over = self.failed is not None or self.stopped or self.switch.done
+        if over or self.live is not None or self._site is None:
+            return super().where()
+        return f"the model has reached `{spell(self._site.path)}`"
 
     def _first(self) -> None:
         schedule = self.schedule

@@ -89,6 +89,49 @@ def test_edits_come_before_other_blocks(model: il.Model) -> None:
     assert (own == 1).all()
 
 
+def test_a_function_may_use_the_model_around_it(model: il.Model, net: nn.Sequential) -> None:
+    """S-39, S-87: as a block does, on the copy that it edits, and on copies of that."""
+
+    def change(_: il.Envoy) -> None:
+        model[1].output[:] = 0
+
+    edited = model.edit(change)
+    again = edited.edit(lambda _: model[2].output.add_(1))
+    expected = net[2](torch.zeros(2, 4))
+    torch.testing.assert_close(edited(X), expected)
+    torch.testing.assert_close(again(X), expected + 1)
+    torch.testing.assert_close(model(X), net(X))
+
+
+def test_an_edit_out_of_order_says_where_the_model_is(model: il.Model, net: nn.Sequential) -> None:
+    """Law 11: in a plain call too, and the model is as it was."""
+    edited = model.edit(lambda m: (m[2].output, m[0].output))
+    with pytest.raises(
+        il.errors.OrderError, match=r"`model\[0\].output` has passed; the model has reached `model\[2\]`"
+    ):
+        edited(X)
+    torch.testing.assert_close(model(X), net(X))
+
+
+def test_plain_calls_of_every_form() -> None:
+    """S-100: the model, its `generate`, `trace=False`; in both forms of an edit."""
+    model = il.demo_model()
+    with model.edit() as block:
+        model.lm_head.output[..., 5] = 1e4
+
+    @model.edit
+    def function(model: il.Envoy) -> None:
+        model.lm_head.output[..., 5] = 1e4
+
+    for edited in (block, function):
+        assert edited.generate("a b", max_new_tokens=3, do_sample=False)[0, -3:].tolist() == [5, 5, 5]
+        assert (edited("a b").logits.argmax(-1) == 5).all()
+        assert (edited.trace("a b", trace=False).logits.argmax(-1) == 5).all()
+    assert (model("a b").logits.argmax(-1) != 5).any()
+    block.clear_edits()
+    assert torch.equal(block("a b").logits, model("a b").logits)
+
+
 def test_an_edit_acts_in_every_forward_of_a_generation() -> None:
     """S-39, S-100."""
     model = il.demo_model()

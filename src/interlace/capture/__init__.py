@@ -4,9 +4,25 @@ Needed in three places only: several prompts in one forward, edits that stay, an
 machine. Each of them takes a plain function as well; this part serves their `with` form.
 """
 
-from interlace.capture.body import Body, Template, capture
+from interlace.capture.bindings import Bindings
+from interlace.capture.body import Body, Bound, Template, again, capture
 from interlace.capture.fault import CaptureError
+from interlace.capture.find import block_of
 from interlace.capture.scope import Family, Scope
 from interlace.capture.skip import Skipped, held, write
 
-__all__ = ["Body", "CaptureError", "Family", "Scope", "Skipped", "Template", "capture", "held", "write"]
+__all__ = [
+    "Bindings",
+    "Body",
+    "Bound",
+    "CaptureError",
+    "Family",
+    "Scope",
+    "Skipped",
+    "Template",
+    "again",
+    "block_of",
+    "capture",
+    "held",
+    "write",
+]

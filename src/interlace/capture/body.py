@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
@@ -16,6 +16,7 @@ from interlace.capture.fault import CaptureError
 from interlace.capture.find import FUNCTION_FORM, Block, find
 from interlace.capture.rewrite import SCOPE, Rewrite, settle
 from interlace.capture.scope import Scope
+from interlace.parse import compile_tree
 
 _OPTIMIZED = 0x1  # CO_OPTIMIZED
 _FUTURE = 0x1FE0000  # every flag of `from __future__`
@@ -36,6 +37,7 @@ class Template:
         line: Of its `with`.
         source: The lines of the whole `with` statement, as written.
         owner: The class whose body it is written in.
+        item: Which item of the `with` enters it.
     """
 
     code: CodeType
@@ -47,6 +49,7 @@ class Template:
     line: int
     source: str
     owner: str | None
+    item: int
 
 
 # By the code object's identity: its own hash and equality compare contents, and forget the file.
@@ -99,7 +102,7 @@ class Body:
             binds |= {template.bound_as}
         return Scope(self.before(), binds, self.frame.f_globals)
 
-    def bind(self) -> Callable[[Scope], None]:
+    def bind(self) -> Bound:
         """The block as a function of a `Scope`, free of the frame.
 
         What the block binds is settled when it ends, also when it fails.
@@ -108,27 +111,33 @@ class Body:
         code, frame = self.template.code, self.frame
         closure = tuple(CellType(skip.held(frame)[name]) for name in code.co_freevars)
         function = FunctionType(code, frame.f_globals, code.co_name, None, closure)
-        return _Bound(function, first_argument(frame))
+        return Bound(function, first_argument(frame))
 
     def run(self, scope: Scope) -> None:
         """Run the block in its scope, now."""
         self.bind()(scope)
 
 
-class _Bound:
-    """A captured block with its globals and its frame's first argument."""
+class Bound:
+    """A captured block with its globals and its frame's first argument.
 
-    __slots__ = ("__globals__", "_first", "_function")
+    Attributes:
+        function: The block's code as a function of the two.
+        first: The first argument of the frame, which `super()` takes for the instance.
+    """
+
+    __slots__ = ("__globals__", "first", "function")
 
     def __init__(self, function: FunctionType, first: object) -> None:
-        self._function = function
-        self._first = first
+        self.function = function
+        self.first = first
         self.__globals__ = function.__globals__
 
     def __call__(self, scope: Scope) -> None:
+        """Run the block."""
         scope._il_start()
         try:
-            self._function(self._first, scope)
+            self.function(self.first, scope)
         except BaseException as error:
             _forget_skip(error)
             raise
@@ -196,12 +205,7 @@ def _template(frame: FrameType, remedy: str) -> Template:
     own = frozenset((*code.co_varnames, *code.co_cellvars, *code.co_freevars))
     is_function = bool(code.co_flags & _OPTIMIZED)
     found = Bindings(block.body)
-
-    def mangle(name: str) -> str:
-        if owner and name.startswith("__") and not name.endswith("__"):
-            return f"_{owner.lstrip('_')}{name}"
-        return name
-
+    mangle = _mangler(owner)
     binds = {mangle(name) for name in found.bound | found.late}
     _refuse_changed(code, {mangle(name) for name in found.bound}, block)
 
@@ -211,16 +215,51 @@ def _template(frame: FrameType, remedy: str) -> Template:
 
     reads = {mangle(name) for name in loads(block.body) if is_shared(name)}
     compiled = _compile(block, Rewrite(is_shared, mangle), owner, code)
+    entry = skip.entry(code, frame.f_lasti)
+    return _described(block, compiled, found.deleted, (frozenset(reads), frozenset(binds)), owner, entry)
+
+
+def again(block: Block, reads: Iterable[str], owner: str | None, like: CodeType) -> Template:
+    """The template of a block that was captured elsewhere, from its source alone.
+
+    Args:
+        block: The block; its statements are used up.
+        reads: The names that it takes from the frame around; others are its module's.
+        owner: The class whose body it was written in.
+        like: Any code with the file name, the name and the flags that the block's is to have.
+    """
+    check(block.body, like.co_filename)
+    mangle = _mangler(owner)
+    found = Bindings(block.body)
+    binds = frozenset(mangle(name) for name in found.bound | found.late)
+    known = frozenset(reads)
+    shared = known | binds
+    compiled = _compile(block, Rewrite(lambda name: mangle(name) in shared, mangle), owner, like)
+    return _described(block, compiled, found.deleted, (known, binds), owner, range(0))
+
+
+def _mangler(owner: str | None) -> Callable[[str], str]:
+    def mangle(name: str) -> str:
+        if owner and name.startswith("__") and not name.endswith("__"):
+            return f"_{owner.lstrip('_')}{name}"
+        return name
+
+    return mangle
+
+
+def _described(
+    block: Block,
+    code: CodeType,
+    deleted: set[str],
+    names: tuple[frozenset[str], frozenset[str]],
+    owner: str | None,
+    entry: range,
+) -> Template:
+    mangle = _mangler(owner)
+    deletes = frozenset(map(mangle, deleted))
+    bound_as = mangle(block.bound_as) if block.bound_as else None
     return Template(
-        compiled,
-        frozenset(reads),
-        frozenset(binds),
-        frozenset(mangle(name) for name in found.deleted),
-        mangle(block.bound_as) if block.bound_as else None,
-        skip.entry(code, frame.f_lasti),
-        block.statement.lineno,
-        block.text,
-        owner,
+        code, *names, deletes, bound_as, entry, block.statement.lineno, block.text, owner, block.item
     )
 
 
@@ -247,7 +286,7 @@ def _compile(block: Block, rewrite: Rewrite, owner: str | None, code: CodeType) 
         node.lineno = node.end_lineno = block.statement.lineno
         node.col_offset = node.end_col_offset = 0
     ast.fix_missing_locations(tree)
-    made = compile(tree, code.co_filename, "exec", flags=code.co_flags & _FUTURE, dont_inherit=True)
+    made = compile_tree(tree, code.co_filename, code.co_flags & _FUTURE)
     while made.co_name != _NAME:
         made = next(part for part in made.co_consts if isinstance(part, CodeType))
     names: dict[str, Any] = {"co_name": code.co_name}

@@ -16,6 +16,7 @@ from types import CodeType, FrameType
 
 from interlace.capture import skip
 from interlace.capture.fault import CaptureError
+from interlace.parse import parse
 
 _WITH_LINE = re.compile(r"\s*with\b")
 _IN_SOURCE = 500  # no header of a `with` is longer than that many lines
@@ -24,12 +25,13 @@ FUNCTION_FORM = "Give a function instead (a decorator or an argument): that need
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One captured block: what it was entered by, its name for that, and its statements."""
+    """One captured block: what it was entered by, its name for that, its statements, and the item that enters it."""
 
     statement: ast.With
     body: list[ast.stmt]
     bound_as: str | None
     text: str
+    item: int
 
 
 def find(frame: FrameType, remedy: str = FUNCTION_FORM) -> Block:
@@ -54,7 +56,7 @@ def find(frame: FrameType, remedy: str = FUNCTION_FORM) -> Block:
         statement = _parse(lines, start)
         if statement is not None and statement.lineno <= line <= _header_end(statement):
             text = "".join(lines[start : statement.end_lineno])
-            return _block(statement, _item(statement, code, offset), where, text)
+            return block_of(statement, _item(statement, code, offset), where, text)
     raise CaptureError(
         f"no `with` statement stands at {where}: has the file changed since it was loaded?\n{remedy}"
     )
@@ -85,7 +87,7 @@ def _parse(lines: list[str], start: int) -> ast.With | None:
             if not text or text.startswith("#") or len(lines[end]) - len(text) > depth:
                 continue
         try:
-            tree = ast.parse(prefix + "".join(lines[start:end]))
+            tree = parse(prefix + "".join(lines[start:end]))
         except SyntaxError:
             continue
         node = tree.body[0]
@@ -112,7 +114,8 @@ def _item(statement: ast.With, code: CodeType, offset: int) -> int:
     return (len(entered) - 1) % len(statement.items)
 
 
-def _block(statement: ast.With, index: int, where: str, text: str) -> Block:
+def block_of(statement: ast.With, index: int, where: str, text: str) -> Block:
+    """The block that one item of a `with` statement enters."""
     target = statement.items[index].optional_vars
     if target is not None and not isinstance(target, ast.Name):
         raise CaptureError(f"the block at {where} must run later: bind it to a plain name after `as`.")
@@ -120,4 +123,4 @@ def _block(statement: ast.With, index: int, where: str, text: str) -> Block:
     rest = statement.items[index + 1 :]
     if rest:  # `with a, b:` is `with a:` around `with b:`
         body = [ast.copy_location(ast.With(items=rest, body=body), statement)]
-    return Block(statement, body, target.id if target is not None else None, text)
+    return Block(statement, body, target.id if target is not None else None, text, index)

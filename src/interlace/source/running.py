@@ -95,11 +95,12 @@ class Frame:
         "rewritten",
         "run",
         "starts",
+        "tally",
     )
 
     def __init__(self, run: Run, rewritten: Rewritten, path: str) -> None:
         self.run = run
-        self.starts, self.ends = run.starts, run.ends
+        self.starts, self.ends, self.tally = run.starts, run.ends, run.tally
         self.rewritten = rewritten
         self.path = path
         self.keys = tuple([object() for _ in rewritten.operations])
@@ -129,46 +130,51 @@ class Frame:
     def call(self, at: int, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """A call, counted, and reported where somebody waits for it."""
         run, key = self.run, self.keys[at]
-        if key in run.before:
+        if key in self.tally.before:
             self.callees[at] = function
             try:
                 return run.reach(key, functools.partial(self._enter, at, function), args, kwargs)
             finally:
                 self.callees.pop(at, None)
-        number = self.starts[key]
-        self.starts[key] = number + 1
-        if at in self.inner:
-            result = self._enter(at, function, *args, **kwargs)
-        else:
-            result = function(*args, **kwargs)
+        self.starts[key] += 1
+        try:
+            if at in self.inner:
+                result = self._enter(at, function, *args, **kwargs)
+            else:
+                result = function(*args, **kwargs)
+        except BaseException:
+            self.run.broke(key)
+            raise
         self.ends[key] += 1
-        if key in run.after:
-            return run.leave(key, number, args, kwargs, result)
+        if key in self.tally.after:
+            return run.leave(key, args, kwargs, result)
         return result
 
     def operator(self, at: int, /, *operands: Any) -> Any:
         """An operator, likewise."""
         run, key, function = self.run, self.keys[at], self.functions[at]
-        if key in run.before:
+        if key in self.tally.before:
             return run.reach(key, function, operands, {})
-        number = self.starts[key]
-        self.starts[key] = number + 1
-        result = function(*operands)
+        self.starts[key] += 1
+        try:
+            result = function(*operands)
+        except BaseException:
+            self.run.broke(key)
+            raise
         self.ends[key] += 1
-        if key in run.after:
-            return run.leave(key, number, operands, {}, result)
+        if key in self.tally.after:
+            return run.leave(key, operands, {}, result)
         return result
 
     def value(self, at: int, value: Any, /) -> Any:
         """A variable, likewise: what it is about to hold is both its input and its output."""
         run, key = self.run, self.keys[at]
-        if key in run.before:
+        if key in self.tally.before:
             return run.reach(key, _itself, (value,), {})
-        number = self.starts[key]
-        self.starts[key] = number + 1
+        self.starts[key] += 1
         self.ends[key] += 1
-        if key in run.after:
-            return run.leave(key, number, (value,), {}, value)
+        if key in self.tally.after:
+            return run.leave(key, (value,), {}, value)
         return value
 
     # -- functions inside
@@ -211,6 +217,7 @@ class Frame:
         if frame is None:
             frame = Frame(self.run, rewritten, f"{path}.source")
             frame.began(self.run.ends[self.keys[operation.position]])
+            self.run.learn(frame.keys)
         frames[rewritten] = frame
         return frame
 
@@ -248,6 +255,7 @@ def instrument(run: Run, module: nn.Module, path: str) -> Frame:
     run.at_end += [frame.close, functools.partial(StandIn.leave, module, frame)]
     StandIn.put(module, frame)
     run.frames[key] = frame
+    run.learn(frame.keys)
     return frame
 
 
