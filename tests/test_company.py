@@ -40,6 +40,11 @@ class Yields(nn.Module):
         return self.b(x)  # type: ignore[no-any-return]
 
 
+@pytest.fixture(autouse=True)
+def _nobody_parked() -> None:
+    switch.home().parked.clear()  # what a test of the engine has dropped half-way
+
+
 def settled(*nets: nn.Module) -> bool:
     home = switch.home()
     gc.collect()

@@ -43,6 +43,7 @@ def test_visits_are_exact() -> None:
 def test_the_input_is_still_at_hand_at_the_output_of_its_visit() -> None:
     run = Model("a").run
     assert run.ask(A, "output", 0) is run.ask(A, "input", 0)
+    run.end()  # a run that is only dropped stays among the parked ones of its thread
 
 
 def test_what_is_written_is_what_the_model_goes_on_with() -> None:

@@ -64,7 +64,7 @@ def test_mixed_traces_leave_nothing_behind() -> None:
     after = held()
     assert after.tensors <= before.tensors
     assert after.ours <= before.ours
-    assert after.parked == 0
+    assert after.parked <= before.parked
     assert after.stacks <= before.stacks + 8
 
 
