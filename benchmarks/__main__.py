@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is fir
 import torch
 from tqdm import tqdm
 
-from benchmarks import breakdown, memory, models, recording, report, scans, source
+from benchmarks import breakdown, memory, models, prompts, recording, report, scans, source
 from benchmarks.workloads import Row, measured, workloads_of
 from benchmarks.wrapping import SIZES, wrapping
 
@@ -52,6 +52,8 @@ def sections(wanted: argparse.Namespace) -> list[str]:
         small = models.gpt2("GPT-2", layers=2, width=8, heads=2, vocabulary=32, tokens=4)
         with torch.no_grad():
             parts += ["## An operation of a forward\n", source.text(0.5 if wanted.quick else 4.0)]
+            figures = prompts.text(0.3 if wanted.quick else 4.0, fresh // 5)
+            parts += ["## Several prompts, and edits\n", figures]
             chosen = [make() for make in models.subjects(tiny=wanted.quick)[-2:]]
             parts += ["## Scans\n", scans.text(chosen, 0.5 if wanted.quick else 4.0)]
         parts += ["## Wrapping\n", report.wrappings(wrapping(size, fresh) for size in SIZES)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import memory, models, recording, report, scans, workloads
+from benchmarks import memory, models, prompts, recording, report, scans, workloads
 from benchmarks.adapters import OURS
 from benchmarks.aims import Aim, aim_of, ratio
 from benchmarks.measure import Contender, Cost, interleaved
@@ -104,6 +104,17 @@ def test_traces_leave_no_tensor() -> None:
 def test_wrapping_is_measured_on_models_that_have_the_size() -> None:
     measured = wrapping(400, fresh=1)
     assert 395 <= measured.modules <= 405
+
+
+def test_prompts_arrive_at_what_the_hooks_do() -> None:
+    subject = prompts.Subject()
+    with torch.no_grad():
+        for sites, _, _ in prompts.workloads().values():
+            expected = subject.hooks(sites)
+            prompts.same(subject.functions(sites), expected)
+            prompts.same(subject.blocks(sites), expected)
+        assert "an edited model" in next(prompts.edit_rows(0.0))
+    assert all(figure > 0 for figure in prompts.captures(50, fresh=1, repeats=1))
 
 
 def test_the_loop_that_recordings_are_measured_against_records_the_same() -> None:

@@ -275,8 +275,8 @@ def test_arguments_of_the_forward(gpt2: str) -> None:
     assert torch.equal(
         out.hidden_states[-1], own(gpt2)(inputs_embeds=embeds, output_hidden_states=True).hidden_states[-1]
     )
-    with pytest.raises(InputError, match="nothing to run on: labels"):
-        model.trace(labels=torch.ones(1, 1)).__enter__()
+    with pytest.raises(InputError, match="nothing to run on: labels"), model.trace(labels=torch.ones(1, 1)):
+        pass
     with pytest.raises(InputError, match="without an input"), model.trace():
         pass
     with model.trace("a"):  # and nothing is broken by an error before

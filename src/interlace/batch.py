@@ -1,24 +1,30 @@
 """Put the inputs of several prompts into one call. A model class for another kind of input has its own way."""
 
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
 
 from interlace import trees
 from interlace.errors import InputError
+from interlace.rows import Rows
 
 Input = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def concatenate(inputs: list[Input]) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
+Batch = tuple[tuple[Any, ...], dict[str, Any], list[Rows]]
+"""The arguments of one call, and which rows of it belong to each prompt."""
+
+
+def concatenate(inputs: list[Input]) -> Batch:
     """Join prepared inputs along their first dimension.
 
     Args:
         inputs: `(args, kwargs)` of each prompt.
 
     Returns:
-        The arguments of one call, and how many rows of it belong to each prompt.
+        The arguments of one call, and which rows of it belong to each prompt.
 
     Raises:
         InputError: They do not fit together; names the first two that differ, and the field.
@@ -33,7 +39,8 @@ def concatenate(inputs: list[Input]) -> tuple[tuple[Any, ...], dict[str, Any], l
             )
     joined = tuple(_join([args[at] for args, _ in inputs], f"argument {at}") for at in range(len(first_args)))
     named = {key: _join([kwargs[key] for _, kwargs in inputs], f"`{key}`") for key in first_kwargs}
-    return joined, named, sizes
+    ends = list(accumulate(sizes))
+    return joined, named, [Rows(end - size, size, ends[-1]) for size, end in zip(sizes, ends, strict=True)]
 
 
 def alone(row: Any) -> Input:
@@ -61,9 +68,10 @@ def _batch_of_one(value: Any) -> torch.Tensor:
 
 
 def _rows(given: Input, number: int) -> int:
-    for tensor in trees.tensors(given):
-        if tensor.dim():
-            return tensor.shape[0]
+    for value in (*given[0], *given[1].values()):
+        for tensor in (value,) if isinstance(value, torch.Tensor) else trees.tensors(value):
+            if tensor.dim():
+                return tensor.size(0)
     raise InputError(
         f"The input of invoke {number} holds no tensor with a batch dimension, so it has no rows."
     )
@@ -77,13 +85,10 @@ def _fields(given: Input) -> str:
 def _join(values: list[Any], field: str) -> Any:
     first = values[0]
     if isinstance(first, torch.Tensor) and first.dim():
+        shape, dtype = first.shape[1:], first.dtype
         for number, value in enumerate(values):
-            same = (
-                isinstance(value, torch.Tensor)
-                and value.shape[1:] == first.shape[1:]
-                and value.dim() == first.dim()
-            )
-            if not same or value.dtype != first.dtype:
+            same = isinstance(value, torch.Tensor) and value.dim() and value.shape[1:] == shape
+            if not same or value.dtype != dtype:
                 raise InputError(
                     f"The inputs of invoke 0 and invoke {number} cannot be combined: {field} is "
                     f"{trees.describe(first)} and {trees.describe(value)}."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from interlace.errors import InputError
 from interlace.frames import with_follows
+from interlace.rows import Rows
 from interlace.trace import Trace, no_input
 from interlace.trees import map_tensors, tensors
 
@@ -71,7 +72,7 @@ class Given:
     @property
     def waits(self) -> bool:
         """Whether the input may come from `tracer.invoke(...)`."""
-        return not self.args and (self.fn is not None or not self.kwargs)
+        return not self.args and (self.fn is not None or not self.envoy._has_input(self.kwargs))
 
     def __call__(self) -> Callable[[], Any]:
         """The call to run, or `InputError` where nothing was given."""
@@ -79,7 +80,7 @@ class Given:
             raise no_input(self.envoy._path)
         return self._placed(*self._prepared(self.args, self.kwargs))
 
-    def combined(self, inputs: list[Input]) -> tuple[Callable[[], Any], list[int]]:
+    def combined(self, inputs: list[Input]) -> tuple[Callable[[], Any], list[Rows]]:
         """The call on the inputs of several prompts, and the rows of each."""
         if self.args:
             raise InputError(
@@ -87,8 +88,8 @@ class Given:
                 "Give every input to an invoke of its own."
             )
         prepared = [self._prepared(args, kwargs) for args, kwargs in inputs]
-        args, kwargs, sizes = self.envoy._combine(prepared, self.fn)
-        return self._placed(args, {**kwargs, **self.kwargs}), sizes
+        args, kwargs, rows = self.envoy._combine(prepared, self.fn)
+        return self._placed(args, {**kwargs, **self.kwargs}), rows
 
     def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
         self.envoy._tree.load()

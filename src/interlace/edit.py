@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from interlace.capture import Body, Bound, Scope, Template, capture
 from interlace.errors import NotReachedError
 from interlace.invoke import part
-from interlace.workers import Schedule, Worker
+from interlace.schedule import Schedule
+from interlace.workers import Worker
 
 if TYPE_CHECKING:
     from interlace.envoy import Envoy

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from interlace import calls, edit
-from interlace.batch import alone, concatenate
+from interlace.batch import Batch, alone, concatenate
 from interlace.cache import chosen_ports
 from interlace.edit import DEFAULT
 from interlace.errors import InputError, InterlaceWarning, NameMissError, OutsideTraceError, nearest
@@ -412,7 +412,7 @@ class Envoy:
         self,
         inputs: list[calls.Input],
         fn: Any,  # noqa: ARG002
-    ) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
+    ) -> Batch:
         """One call for the prepared inputs of several prompts, and the rows of each."""
         return concatenate(inputs)
 
@@ -479,6 +479,10 @@ class Envoy:
     def _row_inputs(self, rows: list[Any]) -> list[calls.Input]:
         """The rows of a dataset, each prepared as a batch of one."""
         return [alone(row) for row in rows]
+
+    def _has_input(self, kwargs: dict[str, Any]) -> bool:
+        """Whether there is something to run on among these arguments."""
+        return bool(kwargs)
 
     def _prepare_input(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a call with these inputs is made with; a class for another kind of input overrides it."""

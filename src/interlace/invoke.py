@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from interlace import frames
-from interlace.capture import Body, Family, Scope, capture, held, write
+from interlace.capture import Body, Family, Scope, Template, capture, held, write
 from interlace.errors import InputError, TraceError
 from interlace.rows import Rows
 from interlace.switch import carried
@@ -83,8 +83,8 @@ class Prompts:
         self._bodies: list[Callable[[], Any]] = []
         self._names: list[str] = []
         self._families: dict[int, tuple[FrameType, Family]] = {}
-        self._lines: dict[Scope, str] = {}
-        self._promises: list[tuple[FrameType, Promise]] = []
+        self._templates: dict[Scope, Template] = {}
+        self._promises: dict[int, tuple[FrameType, list[Promise]]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._bodies)
@@ -101,7 +101,7 @@ class Prompts:
         _, family = self._families.setdefault(id(frame), (frame, Family(self._wait)))
         scope = body.scope()
         family.add(scope)
-        self._lines[scope] = f"{frame.f_code.co_filename}:{body.template.line}"
+        self._templates[scope] = body.template
         run = body.bind()
         self._add(given, lambda: run(scope), f"the block at line {body.template.line}")
 
@@ -109,7 +109,7 @@ class Prompts:
         """Take in a function."""
         name = getattr(function, "__name__", "a block")
         promise = Promise(name)
-        self._promises.append((frame, promise))
+        self._promises.setdefault(id(frame), (frame, []))[1].append(promise)
         self._add(given, lambda: promise._values.append(function()), f"`{name}`")
         return promise
 
@@ -118,39 +118,50 @@ class Prompts:
         self._bodies.append(run)
         self._names.append(name)
 
-    def _wait(self, asker: Scope, maker: Scope, name: str) -> None:  # noqa: ARG002
+    def _wait(self, asker: Scope, maker: Scope, name: str) -> None:
         worker = carried()
-        assert isinstance(worker, Worker)
-        worker.wait(lambda: maker._il_is_settled(name), f"`{name}` from the block at {self._lines[maker]}")
+        if not isinstance(worker, Worker) or worker.trace._outer._prompts is not self:
+            raise TraceError(
+                f"`{name}` is made by another block of a trace around this one, which cannot go on from in here.\n"
+                "Read it in a line above the inner trace."
+            )
+        makes, asks = self._templates[maker], self._templates[asker]
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code is not asks.code:
+            frame = frame.f_back
+        line = asks.line if frame is None else frame.f_lineno
 
-    def workers(self, trace: "Trace", sizes: list[int]) -> list[Worker]:
+        def waits() -> str:
+            return (
+                f"`{name}` at line {line}, which line {makes.line_of(name)} assigns ({asks.code.co_filename})"
+            )
+
+        worker.wait(lambda: maker._il_is_settled(name), waits)
+
+    def workers(self, trace: "Trace", rows: list[Rows]) -> list[Worker]:
         """A worker for each block.
 
         Args:
             trace: The trace that they are parts of.
-            sizes: Rows of each block that has an input.
+            rows: Of each block that has an input.
         """
-        total, start, left = sum(sizes), 0, iter(sizes)
+        left = iter(rows)
         made = []
         for given, body, name in zip(self._inputs, self._bodies, self._names, strict=True):
-            rows = None
-            if given is not None:
-                size = next(left)
-                rows = Rows(start, size, total) if size != total else None
-                start += size
-            made.append(part(trace, body, rows, name))
+            own = None if given is None else next(left)
+            made.append(part(trace, body, None if own is None or own.size == own.total else own, name))
         return made
 
     def close(self) -> None:
         """Give every name its value, in the order in which the blocks are written."""
         for frame, family in self._families.values():
             family.close(frame)
-        for frame, promise in self._promises:
-            if promise._values:
-                names = [name for name, value in held(frame).items() if value is promise]
-                write(frame, dict.fromkeys(names, promise._values[0]))
+        for frame, promises in self._promises.values():
+            kept = {id(promise): promise._values[0] for promise in promises if promise._values}
+            here = held(frame).items()
+            write(frame, {name: kept[id(value)] for name, value in here if id(value) in kept})
         self._families.clear()
-        self._lines.clear()
+        self._templates.clear()
         self._bodies.clear()
         self._promises.clear()
 
@@ -199,6 +210,8 @@ class Barrier:
         if not isinstance(worker, Worker):
             raise TraceError("A barrier is for the blocks of `tracer.invoke(...)`; here only one block runs.")
         this = self._round
-        worker.wait(
-            lambda: self._round > this, f"a barrier for {self._count} blocks, where {self._here} arrived"
-        )
+
+        def waits() -> str:
+            return f"a barrier for {self._count} blocks, where {self._here} arrived"
+
+        worker.wait(lambda: self._round > this, waits)

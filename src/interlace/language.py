@@ -9,6 +9,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
 from interlace import fakes
+from interlace.batch import Batch
 from interlace.calls import Function, Input, resolve
 from interlace.edit import DEFAULT
 from interlace.envoy import Envoy
@@ -27,6 +29,7 @@ from interlace.loading import HUB, Hub, auto_class, empty, hub_of, reads_tokens
 from interlace.model import Model
 from interlace.prompts import encode, pad_labels, pad_together, position_ids
 from interlace.rename import Aliases
+from interlace.served import Finished, Served
 from interlace.switch import carried
 
 if TYPE_CHECKING:
@@ -62,12 +65,14 @@ class Generator(nn.Module):
 class _Streamer(BaseStreamer):  # type: ignore[misc]
     """Hands the tokens of each step to the streamer's site; a streamer of the user's own gets all."""
 
-    def __init__(self, site: Streamed, other: Any) -> None:
-        self.site, self.other = site, other
+    def __init__(self, site: Streamed, other: Any, finished: Finished | None) -> None:
+        self.site, self.other, self.finished = site, other, finished
         self.started = False
 
     def put(self, value: torch.Tensor) -> None:
         if self.started:
+            if self.finished is not None:
+                self.finished.saw(value.tolist())
             value = self.site(value)
         self.started = True  # what comes first is the prompt
         if self.other is not None:
@@ -220,7 +225,7 @@ class LanguageModel(Model):
         if not reads_tokens(self._module):
             return args, kwargs
         kwargs = self._encoded(args, kwargs)
-        if not any(kwargs.get(name) is not None for name in ("input_ids", "inputs_embeds")):
+        if not self._has_input(kwargs):
             raise InputError(
                 f"There is nothing to run on: {', '.join(kwargs) or 'no arguments'}.\n"
                 f'Write `{self._path}.trace("some text")`, or give `input_ids=` or `inputs_embeds=`.'
@@ -252,16 +257,23 @@ class LanguageModel(Model):
         more = {"use_cache": False} if "use_cache" in self._takes() else {}
         return [((), {**kwargs, **more}) for kwargs in found]
 
-    def _combine(
-        self, inputs: list[Input], fn: Function
-    ) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
+    def _has_input(self, kwargs: dict[str, Any]) -> bool:
+        """Whether there are tokens; other arguments may stand at the trace, for the prompts of its invokes."""
+        return any(kwargs.get(name) is not None for name in ("input_ids", "inputs_embeds"))
+
+    def _combine(self, inputs: list[Input], fn: Function) -> Batch:
         """One batch of several prompts, padded on the left."""
         if any(args for args, _ in inputs):
             return super()._combine(inputs, fn)
         pad = getattr(self.tokenizer, "pad_token_id", None)
-        together = pad_together([kwargs for _, kwargs in inputs], 0 if pad is None else pad)
-        args, kwargs, sizes = super()._combine([((), kwargs) for kwargs in together], fn)
-        return (*(self._prepare_input(*args, **kwargs) if fn is None else (args, kwargs)), sizes)
+        together, lengths = pad_together([kwargs for _, kwargs in inputs], 0 if pad is None else pad)
+        args, kwargs, rows = super()._combine([((), kwargs) for kwargs in together], fn)
+        longest = max(lengths)
+        padded = [
+            replace(own, padding=longest - length, length=longest)
+            for own, length in zip(rows, lengths, strict=True)
+        ]
+        return (*(self._prepare_input(*args, **kwargs) if fn is None else (args, kwargs)), padded)
 
     def _function_input(self, fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Another function gets token ids for a prompt if it takes them; positions are its own."""
@@ -297,12 +309,25 @@ class LanguageModel(Model):
             return module.generate(*args, **kwargs)
         generator: Any = self._tree.extras["generator"]
         if self._generation("num_beams", kwargs) in (None, 1):
-            kwargs["streamer"] = _Streamer(generator.streamer, kwargs.get("streamer"))
+            finished = self._finished(kwargs)
+            kwargs["streamer"] = _Streamer(generator.streamer, kwargs.get("streamer"), finished)
         if not self._generation("disable_compile", kwargs):
             self._uncompiled(kwargs)
         if fakes.active():
             kwargs["eos_token_id"] = None  # nobody knows whether a token without a value ends the text
         return generator(module.generate(*args, **kwargs))
+
+    def _finished(self, kwargs: Mapping[str, Any]) -> Finished | None:
+        """Where the end of each row is noted, when several prompts are generated together."""
+        run = carried()
+        if not isinstance(run, Served) or fakes.active():
+            return None
+        given = (
+            kwargs["eos_token_id"] if "eos_token_id" in kwargs else self._generation("eos_token_id", kwargs)
+        )
+        ends = given.tolist() if isinstance(given, torch.Tensor) else given
+        run.finished = Finished(set(ends) if isinstance(ends, list) else {ends})
+        return run.finished
 
     def _generation(self, name: str, kwargs: Mapping[str, Any]) -> Any:
         """A setting of a generation, from where transformers takes it."""

@@ -171,10 +171,15 @@ def pad_labels(labels: Any, ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
 _FILL = {"attention_mask": 0, "labels": -100, "token_type_ids": 0, "inputs_embeds": 0}
 
 
-def pad_together(inputs: list[dict[str, Any]], pad: int) -> list[dict[str, Any]]:
-    """Encodings of several prompts, padded on the left to one length; positions are left to be made anew."""
-    longest = max((row.shape[1] for given in inputs for row in given.values() if _is_row(row)), default=0)
-    return [
+def pad_together(inputs: list[dict[str, Any]], pad: int) -> tuple[list[dict[str, Any]], list[int]]:
+    """Encodings of several prompts, padded on the left to one length; positions are left to be made anew.
+
+    Returns:
+        The encodings, and the length that each had.
+    """
+    lengths = [max((row.shape[1] for row in given.values() if _is_row(row)), default=0) for given in inputs]
+    longest = max(lengths)
+    padded = [
         {
             name: _longer(value, longest, _FILL.get(name, pad))
             if name in _FILL or name == "input_ids"
@@ -184,6 +189,7 @@ def pad_together(inputs: list[dict[str, Any]], pad: int) -> list[dict[str, Any]]
         }
         for given in inputs
     ]
+    return padded, lengths
 
 
 def _is_row(value: Any) -> bool:

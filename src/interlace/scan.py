@@ -16,6 +16,7 @@ from torch import nn
 from interlace.calls import Function, Given, Input, prepared, resolve
 from interlace.errors import ScanError
 from interlace.fakes import Fakes, counting, is_here
+from interlace.rows import Rows
 from interlace.site import Port, Visit
 from interlace.snapshot import Snapshot
 from interlace.tap import SLOT
@@ -37,7 +38,7 @@ class Faked(Given):
     fakes: Fakes
     before: Snapshot
 
-    def combined(self, inputs: list[Input]) -> tuple[Callable[[], Any], list[int]]:
+    def combined(self, inputs: list[Input]) -> tuple[Callable[[], Any], list[Rows]]:
         """The call on the inputs of several prompts, and the rows of each."""
         with self.fakes.off():
             return super().combined(inputs)

@@ -33,7 +33,7 @@ _ambient_now = ambient.read
 _TURN = ()
 """What `switch()` gives when the other side has called it with nothing."""
 
-KEPT = 8
+KEPT = 32
 """How many idle workers a thread keeps."""
 
 FAR = 1 << 16

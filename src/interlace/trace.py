@@ -22,6 +22,7 @@ from interlace.errors import InputError, NotReachedError, OrderError, TraceError
 from interlace.invoke import Barrier, Invoke, Prompts
 from interlace.keeping import Positions, keeper
 from interlace.run import Run
+from interlace.schedule import Schedule
 from interlace.selection import Modules, choose
 from interlace.shards import SHARD_BYTES
 from interlace.site import Port, Site, Visit
@@ -31,7 +32,7 @@ from interlace.tap import Taps
 from interlace.tracebacks import trim
 from interlace.tree import Tree
 from interlace.unseen import why
-from interlace.workers import Schedule, Worker
+from interlace.workers import Worker
 from interlace.writes import stand_in
 
 Call = Callable[[], Any]
@@ -178,8 +179,8 @@ class Trace:
         elif not prompts.inputs:
             self._begin(prepare(), edit.workers(self) + prompts.workers(self, []))
         else:
-            call, sizes = prepare.combined(prompts.inputs)  # type: ignore[attr-defined]
-            self._begin(call, edit.workers(self) + prompts.workers(self, sizes))
+            call, rows = prepare.combined(prompts.inputs)  # type: ignore[attr-defined]
+            self._begin(call, edit.workers(self) + prompts.workers(self, rows))
         taps = self._tree.taps()
         if self._taps is not None and taps is not self._taps:  # real weights came with the input
             self._taps.remove(self)
@@ -211,6 +212,35 @@ class Trace:
     def barrier(self, count: int) -> Barrier:
         """A point where that many blocks wait for each other: call what this returns in each of them."""
         return Barrier(count)
+
+    def unpadded(self, value: torch.Tensor, *dims: int) -> torch.Tensor:
+        """A prompt's rows without what the other prompts of the batch brought.
+
+        Those are positions on the left, where another prompt is longer, and tokens on the right of what was
+        generated, where another one went on. It is a view: edits in place, and gradients, go through it.
+
+        Args:
+            value: Rows of the prompt in whose block this is called; anywhere else it is returned as it is.
+            *dims: The axes that count positions; 1 when none is named, as in `batch pos d_model`.
+
+        Raises:
+            TypeError: The value is no tensor.
+
+        Example:
+            >>> import interlace as il
+            >>> model = il.demo_model()
+            >>> with model.trace() as tracer:
+            ...     with tracer.invoke("3 4"):
+            ...         hidden = tracer.unpadded(model.transformer.h[0].output)
+            ...     with tracer.invoke("3 4 5 6 7"):
+            ...         pattern = tracer.unpadded(model.transformer.h[0].attn.output[0], 1)
+            >>> hidden.shape[1], pattern.shape[1]
+            (2, 5)
+        """
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"`unpadded` takes one tensor, not {type(value).__name__}.")
+        run = cast("Run | Worker", self.run)
+        return run.unpadded(value, dims or (1,)) if isinstance(run, Worker) else value
 
     def _part(self) -> "Trace":
         """The trace of one block among several."""

@@ -54,6 +54,32 @@ class Pair(nn.Module):
         return torch.tanh(self.inner(x)), 3
 
 
+class Named(nn.Module):
+    """Its blocks return dictionaries, and one changes its input in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Entry()
+        self.between = nn.ReLU(inplace=True)
+        self.block = Entry()
+        self.last = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.between(self.first(x)["hidden"] * 1.5)
+        return self.last(x + self.block(x)["hidden"])  # type: ignore[no-any-return]
+
+
+class Entry(nn.Module):
+    """Returns a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> dict[str, object]:
+        return {"hidden": self.inner(x) * 2, "count": 3}
+
+
 class Sequence(nn.Sequential):
     """A plain chain."""
 
@@ -63,21 +89,22 @@ class Sequence(nn.Sequential):
             self.add_module(name, nn.Linear(WIDTH, WIDTH))
 
 
-MODELS = {"twice": Twice, "residual": Residual, "sequence": Sequence}
+MODELS = {"twice": Twice, "residual": Residual, "sequence": Sequence, "named": Named}
+NESTED = {"residual": ("[0]", "({}, 3)"), "named": ("['hidden']", "{{'hidden': {}, 'count': 3}}")}
+"""Where the tensor is in what a block returns, and how to write the whole."""
 
 
 def statements(model: str) -> st.SearchStrategy[list[str]]:
     """Statements on the sites of a model, in the order in which it passes them."""
     sites = ["first", "block", "last"]
-    tuples = model == "residual"
-    part = "[0]" if tuples else ""
+    part, nest = NESTED.get(model, ("", "{}"))
 
     def at(site: str) -> st.SearchStrategy[list[str]]:
         has = "" if site == "last" else part
         value = f"model.{site}.output{has}"
         name = f"{site}_out"
         new = f"{value} * 2 + 1"
-        whole = f"(({new}), 3)" if has else new
+        whole = nest.format(f"({new})") if has else new
         skipped = f"model.{site}.input * 0.5"
         choices = [
             [],
@@ -87,7 +114,7 @@ def statements(model: str) -> st.SearchStrategy[list[str]]:
             [f"model.{site}.output = {whole}"],
             [f"model.{site}.input = model.{site}.input + 1", f"{name} = {value}.clone()"],
             [f"total += {value}.sum(-1)"],
-            [f"model.{site}.skip({f'({skipped}, 3)' if has else skipped})", f"{name} = {value}.clone()"],
+            [f"model.{site}.skip({nest.format(skipped) if has else skipped})", f"{name} = {value}.clone()"],
         ]
         return st.sampled_from(choices)
 
@@ -112,3 +139,28 @@ def indent(lines: list[str]) -> str:
 def wrapped(model: str) -> il.Model:
     torch.manual_seed(0)
     return il.Model(MODELS[model]())
+
+
+def shared() -> st.SearchStrategy[list[str]]:
+    """Statements whose names are the same in all blocks, in the order in which the model passes the sites."""
+
+    def at(site: str) -> st.SearchStrategy[list[str]]:
+        value = f"model.{site}.output"
+        choices = [
+            [],
+            [],
+            [f"total += {value}.sum()"],
+            [f"total = total + {value}.sum()"],
+            ["count += 1"],
+            [f"best = max(best, {value}.sum())"],
+            [f"seen = {value}.mean()"],
+            ["total += seen"],
+            [f"{value}[:] = {value} * seen"],
+            [f"for n in range(2): last = {value}[:, n].sum() + n", "count += n"],
+            [f"if {value}.sum() > 0: best = total"],
+        ]
+        return st.sampled_from(choices)
+
+    return st.tuples(*map(at, ("first", "block", "last"))).map(
+        lambda parts: [line for part in parts for line in part]
+    )

@@ -107,7 +107,7 @@ def test_an_edit_out_of_order_says_where_the_model_is(model: il.Model, net: nn.S
     """Law 11: in a plain call too, and the model is as it was."""
     edited = model.edit(lambda m: (m[2].output, m[0].output))
     with pytest.raises(
-        il.errors.OrderError, match=r"`model\[0\].output` has passed; the model has reached `model\[2\]`"
+        il.errors.OrderError, match=r"`model\[0\].output` has passed; the model is at `model\[2\].output`"
     ):
         edited(X)
     torch.testing.assert_close(model(X), net(X))

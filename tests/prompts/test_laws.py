@@ -6,10 +6,11 @@ import textwrap
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests.prompts.programs import MODELS, WIDTH, indent, run, statements, wrapped
+from interlace.errors import TraceError
+from tests.prompts.programs import MODELS, WIDTH, indent, run, shared, statements, wrapped
 
 NAMES = ("first_out", "block_out", "last_out", "result", "total", "grad")
 
@@ -98,3 +99,82 @@ def test_an_edit_equals_its_block_in_every_trace(model: str, data: st.DataObject
         torch.testing.assert_close(made[name], made["result"])
     with torch.no_grad():
         torch.testing.assert_close(made["clean"], wrapped(model)(x))
+
+
+SHARED = ("total", "count", "best", "seen", "last", "n")
+
+
+@pytest.mark.parametrize("model", ["twice", "sequence"])
+@settings(max_examples=40, deadline=None)
+@given(
+    bodies=st.lists(shared(), min_size=2, max_size=4), wraps=st.lists(st.booleans(), min_size=4, max_size=4)
+)
+def test_names_are_as_if_the_blocks_ran_one_after_the_other(
+    model: str, bodies: list[list[str]], wraps: list[bool]
+) -> None:
+    """Law 4, S-74: shared names, accumulators and waits in one forward, or an error; never another value."""
+    xs = inputs([1 + n % 2 for n in range(len(bodies))])
+    start = "total, count, best, seen = torch.zeros(()), 0, torch.zeros(()), torch.ones(())\n"
+    apart, together = start, f"{start}with model.trace() as tracer:\n"
+    for n, body in enumerate(bodies):
+        guard = "if True:\n" if wraps[n] else ""
+        block = guard + (indent(body) if guard else "\n".join(body or ["pass"]))
+        apart += f"with model.trace(x{n}):\n{textwrap.indent(block, ' ' * 4)}\n"
+        together += f"    with tracer.invoke(x{n}):\n{textwrap.indent(block, ' ' * 8)}\n"
+    known = {"torch": torch, **{f"x{n}": x for n, x in enumerate(xs)}}
+    with torch.no_grad():
+        expected = run(apart, {"model": wrapped(model), **known})
+        try:
+            found = run(together, {"model": wrapped(model), **known})
+        except TraceError as error:
+            assert "waited for" in str(error) or "bound before the trace" in str(error)  # noqa: PT017
+            assume(False)
+    for name in SHARED:
+        torch.testing.assert_close(found.get(name), expected.get(name))
+
+
+@pytest.mark.parametrize("form", ["with", "function"])
+@pytest.mark.parametrize("model", MODELS)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_nested_traces_do_not_mix(model: str, form: str, data: st.DataObject) -> None:
+    """Law 9: prompts of an inner trace, opened anywhere in a block, and the block around them."""
+    outer, first, second = (data.draw(statements(model)) for _ in range(3))
+    x0, x1, x2 = inputs([2, 1, 2])
+    at = data.draw(st.integers(0, len(outer)))
+    inner = [
+        "with model.trace() as inner:",
+        *textwrap.indent(together_text([first, second], form, 1), "    ").splitlines(),
+    ]
+    body = [rename(line, 0) for line in [*outer[:at], *inner, *outer[at:], "result = model.output"]]
+    text = "with model.trace() as tracer:\n"
+    if form == "with":
+        text += f"    with tracer.invoke(x0):\n{textwrap.indent(chr(10).join(body), ' ' * 8)}\n"
+    else:
+        names = ", ".join(f"{name}_0" for name in NAMES[:5])
+        text += f"    @tracer.invoke(x0)\n    def f0():\n        global {names}\n"
+        text += f"{textwrap.indent(chr(10).join(body), ' ' * 8)}\n"
+    text += "    with tracer.invoke(x2):\n        beside = model.output\n"
+    known = {"torch": torch, "x0": x0, "x1": x1, "x2": x2, "total_0": 0, "total_1": 0, "total_2": 0}
+    with torch.no_grad():
+        made = run(text, {"model": wrapped(model), **known})
+        for n, (own, x) in enumerate(zip((outer, first, second), (x0, x1, x2), strict=True)):
+            expected = alone(model, own, x, grad=False)
+            for name in NAMES[:5]:
+                torch.testing.assert_close(made.get(f"{name}_{n}"), expected.get(name))
+        torch.testing.assert_close(made["beside"], wrapped(model)(x2))
+
+
+def together_text(bodies: list[list[str]], form: str, first: int) -> str:
+    """The invokes of an inner trace, each with names of its own."""
+    lines = []
+    for n, body in enumerate(bodies, first):
+        block = textwrap.indent(
+            "\n".join(rename(line, n) for line in [*body, "result = model.output"]), "    "
+        )
+        if form == "with":
+            lines.append(f"with inner.invoke(x{n}):\n{block}")
+        else:
+            names = ", ".join(f"{name}_{n}" for name in NAMES[:5])
+            lines.append(f"@inner.invoke(x{n})\ndef f{n}():\n    global {names}\n{block}")
+    return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 
 import pytest
@@ -121,8 +122,11 @@ def test_accumulators_lose_no_update(model: il.Model, net: nn.Sequential) -> Non
 
 def test_a_dependency_that_no_order_can_meet_names_both_blocks(model: il.Model) -> None:
     """S-80: the second block needs a value from below a site that it wants to write."""
+    line = sys._getframe().f_lineno
     with pytest.raises(
-        OrderError, match=r"(?s)model\[0\].output. has passed.*waited for `late` from the block at"
+        OrderError,
+        match=rf"(?s)model\[0\].output. has passed; the model is at `model\[3\].output`.*"
+        rf"waited for `late` at line {line + 10}, which line {line + 8} assigns",
     ):
         with model.trace() as tracer:
             with tracer.invoke(X):

@@ -4,12 +4,13 @@ Needed in three places only: several prompts in one forward, edits that stay, an
 machine. Each of them takes a plain function as well; this part serves their `with` form.
 """
 
+from interlace.capture.around import held, write
 from interlace.capture.bindings import Bindings
 from interlace.capture.body import Body, Bound, Template, again, capture
 from interlace.capture.fault import CaptureError
 from interlace.capture.find import block_of
 from interlace.capture.scope import Family, Scope
-from interlace.capture.skip import Skipped, held, write
+from interlace.capture.skip import Skipped
 
 __all__ = [
     "Bindings",

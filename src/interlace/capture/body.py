@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
-from interlace.capture import skip
+from interlace.capture import around, skip
 from interlace.capture.bindings import Bindings, loads
 from interlace.capture.check import check
 from interlace.capture.fault import CaptureError
 from interlace.capture.find import FUNCTION_FORM, Block, find
 from interlace.capture.rewrite import SCOPE, Rewrite, settle
-from interlace.capture.scope import Scope
+from interlace.capture.scope import NOTHING, Scope
 from interlace.parse import compile_tree
 
 _OPTIMIZED = 0x1  # CO_OPTIMIZED
@@ -51,6 +51,17 @@ class Template:
     owner: str | None
     item: int
 
+    def line_of(self, name: str) -> int:
+        """The last line of the block that binds a name; that of its `with` when none can be told."""
+        indented = self.source[:1].isspace()
+        tree = ast.parse(("if 1:\n" if indented else "") + self.source)
+        found = [
+            node.lineno
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
+        ]
+        return max(found) + self.line - 1 - indented if found else self.line
+
 
 # By the code object's identity: its own hash and equality compare contents, and forget the file.
 _templates: dict[int, dict[int, Template]] = {}
@@ -83,15 +94,21 @@ class Body:
         if error is not pending.error:
             return False
         if self.template.bound_as is not None:
-            skip.write(self.frame, {self.template.bound_as: entered})
+            around.write(self.frame, {self.template.bound_as: entered})
         return True
 
     def before(self) -> dict[str, object]:
         """What the frame holds now of the names that the block mentions."""
         assert self.frame is not None
-        here = skip.held(self.frame)
+        here, outer = around.held(self.frame), around.outer(self.frame)
         template = self.template
-        return {name: here[name] for name in template.reads | template.binds if name in here}
+        names = template.reads | template.binds
+        if outer is not None:  # now, while the block around can wait for its siblings
+            missing = [name for name in names if name not in here]
+            here |= {
+                name: value for name in missing if (value := outer._il_from_outside(name)) is not NOTHING
+            }
+        return {name: here[name] for name in names if name in here}
 
     def scope(self, *, rebinds: bool = False) -> Scope:
         """The names for a run of the block; with `rebinds`, the name after `as` is the block's to bind."""
@@ -100,7 +117,7 @@ class Body:
         binds = template.binds
         if rebinds and template.bound_as is not None:
             binds |= {template.bound_as}
-        return Scope(self.before(), binds, self.frame.f_globals)
+        return Scope(self.before(), binds, self.frame.f_globals, around.outer(self.frame))
 
     def bind(self) -> Bound:
         """The block as a function of a `Scope`, free of the frame.
@@ -171,11 +188,6 @@ def capture(frame: FrameType, remedy: str = FUNCTION_FORM) -> Body:
         CaptureError: the block has no source, or holds a statement that works only where it stands.
     """
     code, offset = frame.f_code, frame.f_lasti
-    if SCOPE in code.co_varnames:
-        raise CaptureError(
-            f"{code.co_filename}:{frame.f_lineno}: this block would be kept inside of a block that is itself kept.\n"
-            "Give a function instead, or write `for step in tracer.iter[...]` for the older `with` form."
-        )
     known = _templates.get(id(code))
     if known is None:
         known = _templates[id(code)] = {}
@@ -189,7 +201,7 @@ def capture(frame: FrameType, remedy: str = FUNCTION_FORM) -> Body:
 
 
 def _refuse_deletes(template: Template, frame: FrameType) -> None:
-    bound = sorted(template.deletes & skip.held(frame).keys())
+    bound = sorted(template.deletes & around.held(frame).keys())
     if bound:
         raise CaptureError(
             f"{frame.f_code.co_filename}:{template.line}: this block runs later, as a function: `del {bound[0]}`\n"
@@ -203,7 +215,8 @@ def _template(frame: FrameType, remedy: str) -> Template:
     check(block.body, code.co_filename)
     owner = _class_of(code, block)
     own = frozenset((*code.co_varnames, *code.co_cellvars, *code.co_freevars))
-    is_function = bool(code.co_flags & _OPTIMIZED)
+    # In a kept block any name may be one of that block's.
+    is_function = bool(code.co_flags & _OPTIMIZED) and around.outer(frame) is None
     found = Bindings(block.body)
     mangle = _mangler(owner)
     binds = {mangle(name) for name in found.bound | found.late}

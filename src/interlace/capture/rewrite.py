@@ -237,10 +237,11 @@ def _settle(body: list[ast.stmt], names: set[str], mangle: Callable[[str], str])
                 [ast.Constant(mangle(name)) for name in sorted(here)],
                 [],
             )
-            end = ast.Pass()
-            end.lineno = end.end_lineno = statement.end_lineno or statement.lineno
-            end.col_offset = end.end_col_offset = statement.col_offset
-            out.append(_at(end, ast.Expr(call)))
+            # At the statement's first line: to coverage and debuggers its last one may never have run.
+            start = ast.Pass()
+            start.lineno = start.end_lineno = statement.lineno
+            start.col_offset = start.end_col_offset = statement.col_offset
+            out.append(_at(start, ast.Expr(call)))
     return out
 
 

@@ -12,10 +12,10 @@ import builtins
 from collections.abc import Callable, Mapping
 from types import FrameType
 
-from interlace.capture import skip
+from interlace.capture import around
 from interlace.capture.fault import CaptureError
 
-_NOTHING = object()
+NOTHING = object()
 Wait = Callable[["Scope", "Scope", str], None]
 
 
@@ -33,6 +33,8 @@ class Scope:
         "_il_binds",
         "_il_family",
         "_il_globals",
+        "_il_outer",
+        "_il_pending",
         "_il_place",
         "_il_settled",
     )
@@ -41,11 +43,17 @@ class Scope:
     _il_binds: frozenset[str]
     _il_family: Family | None
     _il_globals: dict[str, object]
+    _il_outer: Scope | None
+    _il_pending: list[str]
     _il_place: int
     _il_settled: set[str] | None
 
     def __init__(
-        self, before: Mapping[str, object], binds: frozenset[str], names: Mapping[str, object]
+        self,
+        before: Mapping[str, object],
+        binds: frozenset[str],
+        names: Mapping[str, object],
+        outer: Scope | None = None,
     ) -> None:
         self._il_before = before  # what the frame held where the block stands
         self._il_binds = binds
@@ -54,18 +62,25 @@ class Scope:
         self._il_family = None
         self._il_place = 0
         self._il_settled = set()  # None: all of them
+        self._il_outer = outer  # of the kept block that this one stands in
+        self._il_pending = []  # names that blocks inside of this one bind when their trace ends
 
     def __getattr__(self, name: str) -> object:
-        value = _NOTHING if self._il_family is None else self._il_family.outer(self, name)
-        if value is _NOTHING:
-            value = self._il_before.get(name, _NOTHING)
-        if value is _NOTHING:
-            value = self._il_globals.get(name, getattr(builtins, name, _NOTHING))
-            if value is _NOTHING:
+        value = self._il_from_outside(name)
+        if value is NOTHING:
+            value = self._il_globals.get(name, getattr(builtins, name, NOTHING))
+            if value is NOTHING:
                 raise NameError(f"name {name!r} is not defined", name=name)
-            return value
-        self._il_base[name] = value
-        setattr(self, name, value)
+        return value
+
+    def _il_from_outside(self, name: str) -> object:
+        """What the lines before the block left, `NOTHING` if nothing; the block's own from now on."""
+        value = NOTHING if self._il_family is None else self._il_family.outer(self, name)
+        if value is NOTHING:
+            value = self._il_before.get(name, NOTHING)
+        if value is not NOTHING:
+            self._il_base[name] = value
+            setattr(self, name, value)
         return value
 
     def _il_set_(self, name: str, value: object) -> object:
@@ -87,12 +102,12 @@ class Scope:
                 names[name] = value
 
     def _il_made(self, name: str) -> object:
-        """What the block bound the name to, `_NOTHING` if it left it alone."""
-        value = vars(self).get(name, _NOTHING)
-        return _NOTHING if value is self._il_base.get(name, _NOTHING) else value
+        """What the block bound the name to, `NOTHING` if it left it alone."""
+        value = vars(self).get(name, NOTHING)
+        return NOTHING if value is self._il_base.get(name, NOTHING) else value
 
     def _il_is_settled(self, name: str) -> bool:
-        return self._il_settled is None or name in self._il_settled
+        return self._il_settled is None or (name in self._il_settled and name not in self._il_pending)
 
     def _il_finish(self) -> None:
         """All names are what they will be: the block has ended, well or not."""
@@ -122,34 +137,32 @@ class Family:
         self.scopes.append(scope)
         for name in scope._il_binds:
             self.binders.setdefault(name, []).append(scope._il_place)
+        if scope._il_outer is not None:
+            scope._il_outer._il_pending.extend(scope._il_binds)
 
     def outer(self, asker: Scope, name: str) -> object:
-        """The value that the lines before a block left, `_NOTHING` where only the frame can tell."""
+        """The value that the lines before a block left, `NOTHING` where only the frame can tell."""
         places = self.binders.get(name, ())
-        held = asker._il_before.get(name, _NOTHING)
+        held = asker._il_before.get(name, NOTHING)
         for place in reversed(places):
             if place >= asker._il_place:
                 continue
             maker = self.scopes[place]
-            if maker._il_before.get(name, _NOTHING) is not held:
+            if maker._il_before.get(name, NOTHING) is not held:
                 return held  # rebound between the two blocks
             value = self._made(asker, maker, name)
-            if value is not _NOTHING:
+            if value is not NOTHING:
                 return value
         later = [place for place in places if place > asker._il_place]
         if not later or name in asker._il_binds:
             return held
-        if held is not _NOTHING and not any(place < asker._il_place for place in places):
+        if held is not NOTHING and not any(place < asker._il_place for place in places):
             raise CaptureError(
                 f"{name!r} is bound before the trace and again by a later block; the block that reads it may mean\n"
                 "either. Use two names, or write the block that assigns it first."
             )
         return next(
-            (
-                made
-                for place in later
-                if (made := self._made(asker, self.scopes[place], name)) is not _NOTHING
-            ),
+            (made for place in later if (made := self._made(asker, self.scopes[place], name)) is not NOTHING),
             held,
         )
 
@@ -163,6 +176,10 @@ class Family:
         if frame is not None:
             self._commit(frame)
         for scope in self.scopes:
+            if scope._il_outer is not None:
+                for name in scope._il_binds:
+                    scope._il_outer._il_pending.remove(name)
+                scope._il_outer = None
             scope._il_family = None
             scope._il_before = {}
             if frame is not None and frame.f_code.co_name == "<module>" and frame.f_locals is frame.f_globals:
@@ -171,17 +188,17 @@ class Family:
         self.binders.clear()
 
     def _commit(self, frame: FrameType) -> None:
-        here = skip.held(frame)
+        here = around.held(frame)
         out: dict[str, object] = {}
         for name, places in self.binders.items():
-            now = here.get(name, _NOTHING)
+            now = here.get(name, NOTHING)
             for place in reversed(places):
                 scope = self.scopes[place]
-                if scope._il_before.get(name, _NOTHING) is not now:
+                if scope._il_before.get(name, NOTHING) is not now:
                     break  # rebound after the block by a line of the frame
                 value = scope._il_made(name)
-                if value is not _NOTHING:
+                if value is not NOTHING:
                     out[name] = value
                     break
         if out:
-            skip.write(frame, out)
+            around.write(frame, out)

@@ -134,9 +134,7 @@ if sys.version_info >= (3, 12):
             _monitor.remove(self)
             self.error.__traceback__ = None
 
-    def skip_at(frame: FrameType, offsets: range) -> Skip:
-        """Make `frame` raise `Skipped` when it reaches one of these instructions."""
-        return _Watch(frame, offsets)
+    skip_at = _Watch
 
 else:
 
@@ -158,7 +156,7 @@ else:
             if frame is not self.frame:
                 return None
             if event == "opcode" and frame.f_lasti in self.offsets:
-                raise self.error
+                raise self.error  # the interpreter takes this tracer off
             return self
 
         def restore(self) -> None:
@@ -166,11 +164,28 @@ else:
             self.frame.f_trace_opcodes = opcodes
             self.frame.f_trace = here
             self.error.__traceback__ = None
+            if type(everywhere).__name__ == "CTracer":
+                _catch_up(everywhere, frames=3)
             sys.settrace(everywhere)
+            if everywhere is not None:
+                _called()
 
-    def skip_at(frame: FrameType, offsets: range) -> Skip:
-        """Make `frame` raise `Skipped` when it reaches one of these instructions."""
-        return _Tracer(frame, offsets)
+    skip_at = _Tracer
+
+    def _catch_up(tracer: Any, frames: int) -> None:
+        """Let coverage, which counts calls against returns, count the frames that were entered unseen.
+
+        They are `restore` and its callers up to `__exit__`.
+        """
+        for _ in range(frames):
+            sys.settrace(tracer)
+            _leave_untraced()
+
+    def _leave_untraced() -> None:
+        sys.settrace(None)
+
+    def _called() -> None:
+        """A tracer that is written in C is fully back from the first call on."""
 
 
 def held(frame: FrameType) -> dict[str, Any]:

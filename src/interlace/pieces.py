@@ -1,0 +1,270 @@
+"""What each prompt has of one visit: its rows of what the model holds, handed out and joined again.
+
+Without gradients the rows are views, so that an in-place edit is the model's at once. With gradients they
+are copies that are joined again, since one prompt's in-place edit would otherwise void what another's
+backward needs.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from interlace import trees
+from interlace.errors import WriteError
+from interlace.rows import Rows
+from interlace.site import Port, Visit
+
+VIEW, COPY, JOINED = range(3)
+Mark = tuple[torch.Tensor, int, int]
+"""A tensor that was handed out, how, and its address or version then."""
+
+
+class Piece:
+    """One field of a visit as one prompt has it.
+
+    Attributes:
+        whole: What the rows were taken from.
+        value: What stands there now.
+    """
+
+    __slots__ = ("_marks", "rows", "value", "whole")
+
+    def __init__(self, rows: Rows, whole: Any) -> None:
+        self.rows = rows
+        self.whole = whole
+        self.value: Any = None
+        self._marks: dict[int, Mark] = {}  # by the identity of the tensor that they were taken from
+
+    def take(self, copy: bool) -> None:
+        """Hand out the rows, and remember what they are."""
+        whole = self.whole
+        if isinstance(whole, torch.Tensor):
+            self.value = self._take(whole, copy)
+        else:  # a tensor may stand in two places
+            known = self._marks
+            self.value = trees.map_tensors(
+                lambda tensor: known[id(tensor)][0] if id(tensor) in known else self._take(tensor, copy),
+                whole,
+            )
+
+    def _take(self, whole: torch.Tensor, copy: bool) -> torch.Tensor:
+        rows = self.rows
+        if whole.dim() == 0 or whole.size(0) != rows.total:
+            return whole
+        own = whole.narrow(0, rows.start, rows.size)
+        if copy:
+            own = own.clone()
+            self._marks[id(whole)] = (own, COPY, _version(own))
+        else:
+            self._marks[id(whole)] = (own, VIEW, own.data_ptr() if type(own) is torch.Tensor else 0)
+        return own
+
+    def touched(self, whole: Any, value: Any) -> bool:
+        """Whether what stands where the rows of `whole` were is something that the model does not have yet."""
+        if value is whole:
+            return False
+        mark = self._marks.get(id(whole))
+        if mark is None or mark[0] is not value:
+            return True
+        if mark[1] == VIEW:
+            # `tensor.data = other` leaves the tensor the same object
+            moved = type(value) is torch.Tensor and value.data_ptr() != mark[2]
+            return moved or (value.requires_grad and not whole.requires_grad)
+        return _version(value) != mark[2] or (mark[1] == COPY and value.requires_grad)
+
+    def edited(self) -> bool:
+        """Whether any of it is touched."""
+        if isinstance(self.whole, torch.Tensor):
+            return self.touched(self.whole, self.value)
+        pairs = _pairs(self.whole, self.value)
+        return pairs is None or any(self.touched(whole, value) for whole, value in pairs)
+
+    def keep(self) -> None:
+        """The model has it now; a block that goes on at this visit may edit what it holds once more."""
+        for whole, value in _pairs(self.whole, self.value) or ():
+            if isinstance(value, torch.Tensor) and value is not whole:
+                self._marks[id(whole)] = (value, JOINED, _version(value))
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _pairs(whole: Any, value: Any) -> list[tuple[Any, Any]] | None:
+    """The leaves of two nested values, side by side; None where they are not alike."""
+    inside = trees.children(whole)
+    if inside is None:
+        return [(whole, value)]
+    own = trees.children(value)
+    if own is None or len(own) != len(inside):
+        return None
+    found = []
+    for (_, old), (_, new) in zip(inside, own, strict=True):
+        pairs = _pairs(old, new)
+        if pairs is None:
+            return None
+        found += pairs
+    return found
+
+
+Part = tuple[Piece, Any, Any]
+"""A piece, the part of its `whole` that is looked at, and what stands there now."""
+
+
+def _splice(whole: Any, parts: list[Part]) -> Any:
+    inside = trees.children(whole)
+    if inside is None:
+        return _splice_leaf(whole, parts)
+    below: list[list[Part]] = [[] for _ in inside]
+    for piece, base, value in parts:
+        own, old = trees.children(value), trees.children(base)
+        if own is None or old is None or not len(own) == len(old) == len(inside):
+            return value  # insisted on
+        for at, ((_, was), (_, now)) in enumerate(zip(old, own, strict=True)):
+            below[at].append((piece, was, now))
+    new = [_splice(part, at) for (_, part), at in zip(inside, below, strict=True)]
+    if all(part is old for part, (_, old) in zip(new, inside, strict=True)):
+        return whole
+    return trees.rebuild(whole, new)
+
+
+def _splice_leaf(whole: Any, parts: list[Part]) -> Any:
+    changed = [(piece.rows, value) for piece, base, value in parts if piece.touched(base, value)]
+    if not changed:
+        return whole
+    if not changed[0][0].has(whole) or not all(isinstance(value, torch.Tensor) for _, value in changed):
+        return changed[-1][1]
+    if len(changed) > 1:
+        changed.sort(key=_start)
+    pieces, at, total = [], 0, whole.size(0)
+    for rows, value in changed:
+        if rows.start > at:
+            pieces.append(whole.narrow(0, at, rows.start - at))
+        pieces.append(value)
+        at = rows.start + rows.size
+    if at < total:
+        pieces.append(whole.narrow(0, at, total - at))
+    try:
+        return torch.cat(pieces)
+    except RuntimeError as error:
+        strange = next((value for _, value in changed if value.shape[1:] != whole.shape[1:]), changed[-1][1])
+        raise WriteError(
+            f"A replacement does not fit beside the rows of other prompts: {trees.describe(strange)} in "
+            f"{trees.describe(whole)}.\nA prompt whose values have another shape needs a trace of its own."
+        ) from error
+
+
+def _start(each: tuple[Rows, Any]) -> int:
+    return each[0].start
+
+
+class RowVisit:
+    """A visit as one prompt sees it: the same names as a `Visit`, with its rows only."""
+
+    __slots__ = ("pieces", "rows", "visit")
+
+    def __init__(self, visit: Visit, rows: Rows) -> None:
+        self.visit = visit
+        self.rows = rows
+        self.pieces: dict[str, Piece] = {}
+
+    @property
+    def key(self) -> Any:
+        """The key of the site."""
+        return self.visit.key
+
+    @property
+    def number(self) -> int:
+        """Which occurrence, from 0."""
+        return self.visit.number
+
+    @property
+    def port(self) -> Port:
+        """The side of the call."""
+        return self.visit.port
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the call does not run."""
+        return self.visit.skipped
+
+    def _piece(self, field: str) -> Piece:
+        piece = self.pieces.get(field)
+        if piece is None:
+            piece = self.pieces[field] = Piece(self.rows, getattr(self.visit, field))
+            # What a call was made with is not the model's to take any more once the call is over.
+            ahead = field == "result" or self.visit.port == "input"
+            piece.take(ahead and torch.is_grad_enabled())
+        return piece
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Positional arguments."""
+        value: tuple[Any, ...] = self._piece("args").value
+        return value
+
+    @args.setter
+    def args(self, value: tuple[Any, ...]) -> None:
+        self._piece("args").value = value
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Keyword arguments."""
+        value: dict[str, Any] = self._piece("kwargs").value
+        return value
+
+    @kwargs.setter
+    def kwargs(self, value: dict[str, Any]) -> None:
+        self._piece("kwargs").value = value
+
+    @property
+    def result(self) -> Any:
+        """What the call returned."""
+        piece = self.pieces.get("result")
+        return self._piece("result").value if piece is None else piece.value
+
+    @result.setter
+    def result(self, value: Any) -> None:
+        self._piece("result").value = value
+
+
+def join(visit: Visit, views: Iterable[RowVisit], again: bool = False) -> None:
+    """Hand the rows of all prompts back to the model, each field at once.
+
+    Args:
+        visit: What the rows are of.
+        views: What each prompt has of it.
+        again: Whether blocks will go on at this visit.
+    """
+    fields: dict[str, list[Part]] = {}
+    for view in views:
+        for field, piece in view.pieces.items():
+            if piece.edited():
+                fields.setdefault(field, []).append((piece, piece.whole, piece.value))
+    for field, parts in fields.items():
+        whole = getattr(visit, field)
+        new = _splice(whole, parts)
+        if new is not whole:
+            setattr(visit, field, new)
+    if again:
+        for view in views:
+            for piece in view.pieces.values():
+                piece.keep()
+
+
+def splice(rows: Rows, whole: Any, value: Any) -> Any:
+    """A nested value with the rows of one prompt replaced."""
+    return _splice(whole, [(Piece(rows, whole), whole, value)])
+
+
+def stack(values: list[Any]) -> Any:
+    """Nested values of several prompts as one, their tensors one below the other."""
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(values) if first.dim() else first
+    inside = trees.children(first)
+    if inside is None:
+        return first
+    columns = zip(*(trees.children(value) or () for value in values), strict=True)
+    return trees.rebuild(first, [stack([part for _, part in column]) for column in columns])

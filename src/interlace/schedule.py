@@ -1,0 +1,267 @@
+"""Several blocks served by one run of a model, in the order in which the model passes what they ask for.
+
+At a visit that workers wait for, their stacks are resumed from the model's own, one after the other: stored
+edits first, then the blocks in the order in which they are written.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from interlace.errors import RunEnded
+from interlace.pieces import RowVisit, join, splice, stack
+from interlace.rows import Rows
+from interlace.run import Everything, Run
+from interlace.served import Finished, Served
+from interlace.site import Port, Site, Visit
+from interlace.workers import Worker
+
+Want = tuple[Any, int, Port]
+
+
+class Schedule:
+    """The workers of one run, in the order in which they take their turns.
+
+    Attributes:
+        live: The visit at which the model is.
+        views: What blocks have of its rows.
+        over: Whether the model has ended.
+        result: What the model returned.
+        error: What a block raised.
+    """
+
+    def __init__(self, workers: list[Worker]) -> None:
+        self.workers = workers
+        self.live: Visit | None = None
+        self.views: list[RowVisit] = []
+        self.over = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self._run: Served | None = None
+        self._expected: set[tuple[Any, Port]] = set()
+        self._waiting: dict[Want, list[Worker]] = {}
+        self._held: list[Worker] = []
+        self._skips: dict[tuple[Any, int], list[tuple[Rows, Any]]] = {}
+        self._ahead: set[Worker] = set()
+        for place, worker in enumerate(workers):
+            worker.place, worker._schedule = place, self
+
+    @property
+    def run(self) -> Served:
+        """The run that they share."""
+        assert self._run is not None
+        return self._run
+
+    def around(self, call: Callable[[], Any]) -> Run:
+        """The run of a model's call with the workers served."""
+
+        def serve() -> Any:
+            try:
+                self.result = call()
+                self.over = True
+                self._last_turns()
+            except RunEnded:
+                self.over = True
+                if self.error is None and self.run.stopped:
+                    self._last_turns()
+                if self.error is None:
+                    raise
+            finally:
+                self._close()
+            if self.error is not None:
+                self._raise()
+            return self.result
+
+        self._run = Served(serve, self)
+        return self._run
+
+    @property
+    def finished(self) -> Finished | None:
+        """Which rows of a generation have ended."""
+        return self.run.finished
+
+    def first_turns(self) -> None:
+        """Before the model starts, on the block's side: run every block to the first thing that it asks for.
+
+        Stacks are started here and not from the model's, so that they stand no deeper than the block itself.
+        """
+        try:
+            self._turns(list(self.workers))
+        except RunEnded:
+            self._close()
+        if self.error is not None:
+            self._raise()
+
+    def _raise(self) -> None:
+        """Raise a block's error as if nothing had caught it."""
+        error, self.error = self.error, None
+        assert error is not None
+        try:
+            raise error
+        finally:
+            del error  # else the error and this frame hold each other
+
+    def _close(self) -> None:
+        self.over = True
+        for worker in self.workers:
+            worker.leave()
+        self.workers = []
+        if self._run is not None:
+            self._run.schedule = None
+        self._run = self.live = None
+        self.views = []
+        for kept in (self._waiting, self._held, self._skips, self._ahead):
+            kept.clear()
+
+    # -- what a worker waits for ----------------------------------------------------------------------------------
+
+    def expect(self, worker: Worker, want: Want) -> None:
+        """Note that a worker waits for a visit, and have its site report."""
+        if want in self._waiting:
+            self._waiting[want].append(worker)
+        else:
+            self._waiting[want] = [worker]
+            self._report(want[0], want[2])
+
+    def _report(self, key: Any, port: Port) -> None:
+        if (key, port) not in self._expected:
+            self._expected.add((key, port))
+            self.run.watch(key, port, self._reached)
+
+    def hold(self, worker: Worker) -> None:
+        """Note that a worker waits for something else than the model."""
+        self._held.append(worker)
+
+    def look_ahead(self, worker: Worker) -> None:
+        """Keep what passes from now on: a worker looks for a step that may never come."""
+        if not self.over:
+            run = self.run
+            self._ahead.add(worker)
+            if run.passing is None:
+                run.tally.after, run.passing = Everything(), {}
+
+    def looked(self, worker: Worker) -> None:
+        """The step has come."""
+        self._ahead.discard(worker)
+        if not self._ahead:
+            run = self.run
+            run.tally.after, run.passing = run._asked["output"], None
+
+    def passed(self, key: Any, number: int) -> Visit | None:
+        """A visit that passed while somebody looked ahead."""
+        passing = self.run.passing
+        return None if passing is None else passing.get((key, number))
+
+    # -- on the model's side --------------------------------------------------------------------------------------
+
+    def _reached(self, visit: Visit) -> None:
+        call = (visit.key, visit.number)
+        if self._skips and visit.port == "output" and call in self._skips:
+            for rows, value in self._skips.pop(call):
+                visit.result = splice(rows, visit.result, value)
+        ready = self._waiting.pop((visit.key, visit.number, visit.port), None)
+        if ready is None:
+            return
+        outer, self.live = self.live, visit
+        views, self.views = self.views, []
+        try:
+            self._turns(ready)
+            if self.views:
+                join(visit, self.views)
+        finally:
+            self.live, self.views = outer, views
+        if self._skips and visit.port == "input" and call in self._skips:
+            self._skip_all(visit)
+
+    def _turns(self, ready: list[Worker]) -> None:
+        """Resume workers that can go on, until none can; earlier ones first."""
+        if len(ready) > 1:
+            ready.sort(key=_place)
+        while ready:
+            worker = ready.pop(0)
+            worker.want = None
+            if worker.rows is None and self.views:  # it sees what those before it wrote
+                assert self.live is not None
+                join(self.live, self.views, again=True)
+            switch = worker.switch
+            switch.resume()
+            if switch.error is not None:
+                self.error, switch.error = switch.error, None
+                raise RunEnded
+            if self._held:
+                self._release(ready)
+        if self.run.stopped and not self.over:
+            raise RunEnded
+
+    def _release(self, ready: list[Worker]) -> None:
+        """Workers whose wait for something else has come are ready too."""
+        came = [worker for worker in self._held if worker.until is not None and worker.until()]
+        for worker in came:
+            self._held.remove(worker)
+            worker.until = None
+        if came:
+            ready += came
+            ready.sort(key=_place)
+
+    def _last_turns(self) -> None:
+        """After the model: what is not reached any more is an error at the line that waits for it."""
+        ready: list[Worker] = []
+        self._release(ready)
+        self._turns(ready)
+        while late := self._late():
+            self._waiting.clear()
+            if late in self._held:
+                self._held.remove(late)
+            late.switch.resume()
+            if late.switch.error is not None:
+                self.error, late.switch.error = late.switch.error, None
+                raise RunEnded
+            self._release(ready)
+            self._turns(ready)
+
+    def _late(self) -> Worker | None:
+        """The first worker that waits for the model, else the first that waits for anything."""
+        left = [worker for worker in self.workers if not worker.switch.done]
+        return next((worker for worker in left if worker.want is not None), left[0] if left else None)
+
+    def skip(self, site: Site, rows: Rows, value: Any) -> None:
+        """Note that one block skips its rows of the call at whose input the model is."""
+        live = self.live
+        assert live is not None
+        self._skips.setdefault((live.key, live.number), []).append((rows, value))
+        self._report(live.key, "output")
+        if sum(rows.size for rows, _ in self._skips[live.key, live.number]) == rows.total:
+            self.run.skipped.append(site)
+
+    def _skip_all(self, visit: Visit) -> None:
+        """Where every row is skipped the call does not run; else it runs, and its rows are replaced after it."""
+        skips = self._skips[visit.key, visit.number]
+        if sum(rows.size for rows, _ in skips) == skips[0][0].total:
+            ordered = [value for _, value in sorted(skips, key=lambda skip: skip[0].start)]
+            visit.skipped, visit.result = True, stack(ordered)
+            del self._skips[visit.key, visit.number]
+
+    # -- what an error says ---------------------------------------------------------------------------------------
+
+    def why(self, worker: Worker) -> str:
+        """What held a worker up, as the end of a message."""
+        if worker.waits is None:
+            return ""
+        name = worker.name[0].upper() + worker.name[1:]
+        return f"\n{name} asked for it only after it had waited for {worker.waits()}."
+
+    def stuck(self, worker: Worker) -> str:
+        """Who waits for what, when nobody can go on."""
+        name = worker.name[0].upper() + worker.name[1:]
+        said = f"{name} waits for {_waits(worker)}, which never came: the run is over."
+        for other in self.workers:
+            if other.until is not None and other is not worker:
+                said += f"\nSo does {other.name} for {_waits(other)}."
+        return said
+
+
+def _waits(worker: Worker) -> str:
+    return "" if worker.waits is None else worker.waits()
+
+
+def _place(worker: Worker) -> int:
+    return worker.place

@@ -1,0 +1,104 @@
+"""A run whose blocks are served from the model's side: its first turns, its place in words, its early ends."""
+
+from collections.abc import Callable, Container
+from typing import TYPE_CHECKING, Any
+
+from interlace.rows import Rows
+from interlace.run import Run
+from interlace.site import Port, Site, Visit, spell
+
+if TYPE_CHECKING:
+    from interlace.schedule import Schedule
+
+
+class Served(Run):
+    """A run whose workers are started before its model is.
+
+    Attributes:
+        schedule: The workers, while they are served.
+        begun: Whether they have had their first turn.
+        finished: The rows of a generation that have ended.
+    """
+
+    __slots__ = ("begun", "finished", "schedule")
+
+    def __init__(self, call: Callable[[], Any], schedule: "Schedule") -> None:
+        super().__init__(call)
+        self.begun = False
+        self.finished: Finished | None = None
+        self.schedule: Schedule | None = schedule
+
+    def ask(self, site: Site, port: Port, number: int) -> Visit:
+        """Run the model until it reaches a visit. See `Run.ask`."""
+        if not self.begun:
+            self._begin()
+        return super().ask(site, port, number)
+
+    def finish(self) -> Any:
+        """Let the model run to its end and return what it returned."""
+        if not self.begun:
+            self._begin()
+        return super().finish()
+
+    def _begin(self) -> None:
+        self.begun = True
+        assert self.schedule is not None
+        try:
+            self.schedule.first_turns()
+        except BaseException as error:
+            self.failed = error
+            self.switch.end()
+            self._release()
+            raise
+        if self.stopped:
+            self.switch.end()
+            self._release()
+
+    def ahead(self, site: Site, port: Port, number: int, inside: bool = True) -> bool:  # noqa: ARG002
+        """Like `Run.ahead`; everything reports, for other blocks may ask for more meanwhile."""
+        return super().ahead(site, port, number, inside=True)
+
+    def end(self) -> None:
+        """Unwind the model, and the blocks that it does not unwind because it was never started."""
+        schedule = self.schedule
+        if schedule is not None and not self.switch.started:
+            schedule._close()
+        super().end()
+        if schedule is not None and self.switch.done:
+            schedule._close()  # for an interrupt that fell into it before
+
+    def where(self) -> str:
+        """Where the model is now, in words."""
+        schedule = self.schedule
+        live, site = (None, None) if schedule is None else (schedule.live, self._site)
+        if live is not None and site is not None and site.key == live.key and self.failed is None:
+            return f"the model is at {site.at(live.port, live.number)}"
+        if schedule is not None and schedule.over and not self.stopped and self.failed is None:
+            return "the model has finished"
+        if site is None or self.live is not None or self.failed is not None or self.stopped or self.done:
+            return super().where()
+        return f"the model has reached `{spell(site.path)}`"
+
+
+class Finished:
+    """Which rows of a generation have ended, and after how many tokens."""
+
+    def __init__(self, ends: Container[int]) -> None:
+        self._ends = ends
+        self._length = 0
+        self._steps: list[int | None] = []
+
+    def saw(self, tokens: list[int]) -> None:
+        """Take in the tokens of one step, one for each row."""
+        self._length += 1
+        self._steps = self._steps or [None] * len(tokens)
+        for row, token in enumerate(tokens):
+            if self._steps[row] is None and token in self._ends:
+                self._steps[row] = self._length
+
+    def steps(self, rows: Rows) -> int | None:
+        """After how many tokens all rows of a prompt had ended; None while one goes on."""
+        if len(self._steps) != rows.total:
+            return None
+        own = [0 if steps is None else steps for steps in self._steps[rows.start : rows.start + rows.size]]
+        return max(own) if all(own) else None

@@ -1,0 +1,206 @@
+"""Errors in blocks that run later are those of the same code in place: laws 4, 10 and 11."""
+
+from __future__ import annotations
+
+import gc
+import linecache
+import subprocess
+import sys
+import traceback
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import interlace as il
+from interlace.errors import NotReachedError, TraceError, WriteError
+from tests.prompts.programs import run
+
+X, Y = torch.ones(2, 4), torch.full((3, 4), -1.0)
+
+FAILING = {
+    "at once": ["1 / 0"],
+    "after a value": ["hidden = model[0].output", "hidden.shape[7]"],
+    "deep inside": ["hidden = model[0].output", "def f(n):", "    return f(n - 1) if n else missing", "f(3)"],
+    "a wrong write": ["model[2].output = torch.ones(5, 5)"],
+    "out of order": ["model[2].output", "model[0].output"],
+    "never reached": ["model[2].output", "for _ in range(2): tracer.next(); model[0].output"],
+    "with a cause": [
+        "try:",
+        "    {}['key']",
+        "except KeyError as error:",
+        "    raise ValueError('so') from error",
+    ],
+    "in a context": ["try:", "    {}['key']", "except KeyError:", "    model[9]"],
+    "an exit": ["hidden = model[0].output", "raise SystemExit(3)"],
+}
+FORMS = {
+    "native": "with model.trace(x) as tracer:\n{4}",
+    "with": (
+        "with model.trace() as tracer:\n    with tracer.invoke(x):\n{8}\n"
+        "    with tracer.invoke(y):\n        model[3].output"
+    ),
+    "function": (
+        "with model.trace() as tracer:\n    @tracer.invoke(x)\n    def block():\n{8}\n"
+        "    with tracer.invoke(y): pass"
+    ),
+    "edit": "with model.edit() as model:\n{4}\nwith model.trace(x) as tracer: pass",
+    "edit function": "def change(model):\n{4}\nmodel.edit(change)(x)",
+}
+
+
+@pytest.fixture
+def model() -> il.Model:
+    return il.Model(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 4)))
+
+
+def failure(form: str, lines: list[str], model: il.Model) -> tuple[object, ...]:
+    """The error's type, what led to it, and the text of the user's own lines on the way."""
+    text = FORMS[form]
+    for depth in (4, 8):
+        text = text.replace("{" + str(depth) + "}", "\n".join(" " * depth + line for line in lines))
+    try:
+        run(text, {"model": model, "x": X, "y": Y, "torch": torch})
+    except BaseException as error:
+        own = [
+            entry.line
+            for entry in traceback.extract_tb(error.__traceback__)
+            if entry.filename.startswith("/nowhere") and (entry.line or "") in text
+        ]
+        body = [text.splitlines()[n - 1].strip() for n in lines_of(error)]
+        return type(error), type(error.__cause__), type(error.__context__), body, bool(own) or not own
+    return ("no error",)
+
+
+def lines_of(error: BaseException) -> list[int]:
+    link, found = error.__traceback__, []
+    while link is not None:
+        if link.tb_frame.f_code.co_filename.startswith("/nowhere"):
+            found.append(link.tb_lineno)
+        link = link.tb_next
+    return found
+
+
+@pytest.mark.parametrize(
+    ("case", "form"),
+    [
+        (case, form)
+        for case, lines in FAILING.items()
+        for form in FORMS
+        if form != "native" and not ("edit" in form and "tracer" in "".join(lines))  # an edit has no tracer
+    ],
+)
+def test_an_error_is_the_same_at_the_same_line(case: str, form: str, model: il.Model) -> None:
+    """Laws 4 and 11: its type, cause, context and the lines of the body that led to it."""
+    lines = FAILING[case]
+    expected, found = failure("native", lines, model), failure(form, lines, model)
+    if form in ("edit", "edit function") and expected[0] is NotReachedError:
+        assert found == ("no error",)  # an edit acts where it can
+        return
+    inside = [line for line in expected[3] if line in lines or line.strip() in [own.strip() for own in lines]]  # type: ignore[attr-defined]
+    assert found[:3] == expected[:3]
+    assert found[3][-len(inside) :] == inside  # type: ignore[index]
+
+
+def test_nothing_is_kept_after_an_error(model: il.Model) -> None:
+    """Law 10: the error's traceback and the blocks do not hold each other."""
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def captured() -> None:
+        with model.trace() as tracer:
+            with tracer.invoke(X):
+                hidden = model[0].output
+                kept.append(weakref.ref(hidden))
+                hidden.shape[9]
+            with tracer.invoke(Y):
+                model[3].output
+
+    def function() -> None:
+        def block() -> None:
+            hidden = model[0].output
+            kept.append(weakref.ref(hidden))
+            hidden.shape[9]
+
+        with model.trace() as tracer:
+            tracer.invoke(X)(block)
+            tracer.invoke(Y)(lambda: model[3].output)
+
+    gc.collect()
+    gc.disable()
+    try:
+        for failing in (captured, function):
+            with pytest.raises(IndexError):
+                failing()
+        assert [ref() for ref in kept] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_an_error_of_the_model_comes_after_the_blocks_that_were_served(model: il.Model) -> None:
+    """Law 11: what was read before it is kept, in both forms."""
+    model[2].weight.data = torch.ones(3, 3)
+    got: list[torch.Tensor] = []
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        with model.trace() as tracer:
+            with tracer.invoke(X):
+                seen = model[0].output
+                model[3].output
+            tracer.invoke(Y)(lambda: got.append(model[1].output))
+    assert seen.shape == (2, 4)
+    assert got[0].shape == (3, 4)
+
+
+def test_a_replacement_that_fits_no_other_prompt(model: il.Model) -> None:
+    """Law 11: insisted on, it would fit alone."""
+    with pytest.raises(WriteError, match=r"(?s)Tensor\(2, 7\).* in Tensor\(5, 4\).*a trace of its own"):
+        with model.trace() as tracer:
+            with tracer.invoke(X):
+                model[1].output = il.insist(torch.ones(2, 7))
+            with tracer.invoke(Y):
+                model[1].output
+
+
+def test_a_block_without_source_names_the_function_form() -> None:
+    """S-75: typed at a prompt, under `python -c`, and by `exec`."""
+    program = (
+        "import torch, interlace as il\n"
+        "model = il.Model(torch.nn.Sequential(torch.nn.Linear(4, 4)))\n"
+        "with model.trace() as tracer:\n"
+        "    late = tracer.invoke(torch.ones(1, 4))(lambda: model[0].output)\n"
+        "print(late.shape)\n"
+        "with model.trace() as tracer:\n"
+        "    with tracer.invoke(torch.ones(1, 4)):\n"
+        "        x = 1\n"
+    )
+    for args, text in ((["-"], program), (["-c", program], "")):
+        done = subprocess.run(
+            [sys.executable, *args], input=text, capture_output=True, text=True, check=False
+        )
+        assert done.stdout == "torch.Size([1, 4])\n"
+        assert "Give a function instead (a decorator or an argument)" in done.stderr
+    with pytest.raises(TraceError, match=r"(?s)made by `exec`.*Give a function instead"):
+        exec(program, {})
+
+
+def test_return_break_and_await_are_refused_before_anything_runs(model: il.Model) -> None:
+    """S-74: in an invoke and in an edit."""
+    for statement in ("return 1", "yield", "await x", "break"):
+        for opened in ("tracer.invoke(x)", "model.edit()"):
+            begin = "async def" if "await" in statement else "def"
+            text = (
+                f"ran = []\n{begin} main():\n  with model.trace() as tracer:\n   for _ in range(2):\n"
+                f"    with {opened}:\n     ran.append(1)\n     {statement}\n"
+            )
+            name = "/nowhere/refused.py"
+            linecache.cache[name] = (1, None, text.splitlines(keepends=True), name)
+            names: dict[str, object] = {"model": model, "x": X}
+            exec(compile(text, name, "exec"), names)
+            with pytest.raises(
+                TraceError, match=rf"(?s)refused.py:7.*`{statement.split()[0]}`.*Nothing has run"
+            ):
+                made = names["main"]()  # type: ignore[operator]
+                if made is not None:
+                    made.send(None)
+            assert names["ran"] == []
+            del linecache.cache[name]

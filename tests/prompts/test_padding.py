@@ -1,0 +1,200 @@
+"""Prompts of different lengths in one forward and in one generation: laws 3 and 6, S-72, S-80, S-81, S-86."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import interlace as il
+from interlace.errors import NotReachedError
+from tests.tiny import save
+
+pytestmark = [pytest.mark.language, pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers")]
+
+SHORT, LONG = "a b", "c d e f a b"
+PAIR = ["b c d", "a f e"]
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama", "neox"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    torch.manual_seed(0)
+    path = save(request.param, tmp_path_factory.mktemp(request.param))
+    return il.LanguageModel(path, dispatch=True, attn_implementation="eager")
+
+
+def close(found: object, expected: object) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_without_padding_are_what_the_prompt_has_alone(model: Any) -> None:
+    """S-72, law 3: text and lists of text; tokens, hidden states, logits, attention patterns, gradients."""
+    prompts = [SHORT, LONG, PAIR]
+    embed = model._module.get_input_embeddings()
+    site = next(envoy for envoy in model.modules() if envoy._module is embed)
+
+    def study(tracer: Any) -> list[torch.Tensor]:
+        hidden = site.output
+        logits = tracer.unpadded(model.output.logits)
+        pattern = tracer.unpadded(model.output.attentions[1], -2, -1)
+        (grad,) = torch.autograd.grad(logits[:, -1].square().sum(), hidden, retain_graph=True)
+        return [tracer.unpadded(hidden), logits, pattern, tracer.unpadded(grad)]
+
+    found: list[list[torch.Tensor]] = []
+    with model.trace(output_attentions=True) as tracer:
+        for prompt in prompts:
+            tracer.invoke(prompt)(lambda: found.append(study(tracer)))
+    for prompt, own in zip(prompts, found, strict=True):
+        with model.trace(prompt, output_attentions=True) as tracer:
+            expected = study(tracer)
+        for mine, theirs in zip(own, expected, strict=True):
+            close(mine, theirs)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_an_edit_without_padding_reaches_the_model(model: Any, grad: bool) -> None:
+    """S-72, law 3: in both forms, with gradients through it."""
+    embed = model._module.get_input_embeddings()
+    site = next(envoy for envoy in model.modules() if envoy._module is embed)
+    scale = torch.tensor(3.0, requires_grad=grad)
+
+    def edit(tracer: Any) -> None:
+        hidden = tracer.unpadded(site.output)
+        hidden[:, 0] = hidden[:, 0].clone() * scale  # the first token of the prompt, wherever it stands
+        hidden[:, 1:] *= 0.5
+
+    with torch.set_grad_enabled(grad):
+        with model.trace(SHORT) as tracer:
+            edit(tracer)
+            expected = model.output.logits[:, -1]
+        with model.trace() as tracer:
+            with tracer.invoke(SHORT):
+                hidden = tracer.unpadded(site.output)
+                hidden[:, 0] = hidden[:, 0].clone() * scale
+                hidden[:, 1:] *= 0.5
+                captured = model.output.logits[:, -1]
+            with tracer.invoke(LONG):
+                other = model.output.logits[:, -1]
+
+            @tracer.invoke(SHORT)  # type: ignore[untyped-decorator]
+            def function() -> torch.Tensor:
+                edit(tracer)
+                return model.output.logits[:, -1]  # type: ignore[no-any-return]
+
+        with model.trace(LONG):
+            clean = model.output.logits[:, -1]
+        close(captured, expected)
+        close(function, expected)
+        close(other, clean)
+        if grad:
+            alone, first, second = (
+                torch.autograd.grad(logits.square().sum(), scale, retain_graph=True)[0]
+                for logits in (expected, captured, function)
+            )
+            close(first, alone)
+            close(second, alone)
+
+
+def test_elsewhere_there_is_no_padding(model: Any) -> None:
+    """S-72: one prompt, the whole batch, the trace's own block; a value that is no tensor is refused."""
+    with model.trace() as tracer:
+        with tracer.invoke(SHORT):
+            alone = tracer.unpadded(model.output.logits).shape
+    with model.trace() as tracer:
+        tracer.invoke(SHORT)(lambda: None)
+        tracer.invoke(LONG)(lambda: None)
+        with tracer.invoke():
+            everything = tracer.unpadded(model.output.logits)
+        own = model.output.logits
+        assert tracer.unpadded(own) is own
+        with pytest.raises(TypeError, match="one tensor, not tuple"):
+            tracer.unpadded((own,))
+    assert alone[:2] == (1, 2)
+    assert everything.shape[:2] == (2, 6)
+
+
+def ending(model: Any) -> tuple[list[int], dict[str, Any]]:
+    """A short prompt, and settings under which it ends before the long one does."""
+    settings = {"do_sample": False, "max_new_tokens": 5, "pad_token_id": 0}
+    long = model.generate(LONG, eos_token_id=None, **settings)[0, 6:].tolist()
+    for token in range(2, 12):
+        short = model.generate([token], eos_token_id=None, **settings)[0, 1:4].tolist()
+        ends = [end for end in short if end not in long]
+        if ends:
+            return [token], {**settings, "eos_token_id": ends[0]}
+    raise AssertionError("every prompt generates the same")
+
+
+@pytest.mark.parametrize("form", ["with", "function"])
+def test_a_generation_of_several_prompts_is_each_ones_own(model: Any, form: str) -> None:
+    """Laws 3 and 6: steps, values, tokens and results, those of rows that finish early included."""
+    short, settings = ending(model)
+
+    def study(tracer: Any) -> tuple[list[int], list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+        steps, logits, tokens = [], [], []
+        for step in tracer.iter[:]:
+            steps.append(step)
+            logits.append(model.output.logits[:, -1])
+            tokens.append(model.generator.streamer.output)
+        return steps, logits, tokens, tracer.unpadded(tracer.result)
+
+    found: list[Any] = []
+    with model.generate(**settings) as tracer:
+        if form == "function":
+            for prompt in (short, LONG):
+                tracer.invoke(prompt)(lambda: found.append(study(tracer)))
+        else:
+            for prompt in (short, LONG):
+                with tracer.invoke(prompt):
+                    found.append(study(tracer))
+        with tracer.invoke():
+            count = sum(model.output is not None for _ in tracer.iter[:])
+    found.sort(key=lambda own: own[3].shape[1])
+    lengths = []
+    prompts: list[Any] = [short, LONG]
+    for prompt, own in zip(prompts, found, strict=True):
+        with model.generate(prompt, **settings) as tracer:
+            expected = study(tracer)
+        assert own[0] == expected[0]
+        close(own[1], expected[1])
+        assert [token.tolist() for token in own[2]] == [token.tolist() for token in expected[2]]
+        assert own[3].tolist() == expected[3].tolist()
+        lengths.append(len(own[0]))
+    assert lengths[0] < lengths[1] == count
+
+
+def test_a_prompt_that_has_ended_has_no_later_steps(model: Any) -> None:
+    """Law 6: `next` says so; the code after a loop runs, and what comes last can be read."""
+    short, settings = ending(model)
+    with model.generate(short, **settings) as tracer:
+        alone = sum(1 for _ in tracer.iter[:])
+    with pytest.raises(NotReachedError, match="this prompt ended before, while others went on"):
+        with model.generate(**settings) as tracer:
+            with tracer.invoke(short):
+                for _ in tracer.iter[:9]:
+                    last = model.output.logits
+                ids = model.generator.output
+                tracer.next(alone)
+            with tracer.invoke(LONG):
+                pass
+    assert last.shape[0] == 1
+    assert ids.shape[0] == 1
+
+
+def test_edits_in_steps_touch_one_prompt_only(model: Any) -> None:
+    """Law 3: step by step, one prompt steered and another not."""
+    settings = {"do_sample": False, "max_new_tokens": 4, "pad_token_id": 0, "eos_token_id": None}
+    head = model._module.get_output_embeddings()
+    site = next(envoy for envoy in model.modules() if envoy._module is head)
+    plain = model.generate(LONG, **settings)[0, 6:].tolist()
+    with model.generate(**settings) as tracer:
+        with tracer.invoke(SHORT):
+            for step in tracer.iter[1:3]:
+                site.output[:, -1] = 0
+                site.output[:, -1, step + 2] = 9
+            steered = tracer.unpadded(tracer.result)
+        with tracer.invoke(LONG):
+            clean = tracer.unpadded(tracer.result)
+    assert steered[0, 3:5].tolist() == [3, 4]
+    assert clean[0, 6:].tolist() == plain
