@@ -184,6 +184,8 @@ class Schedule:
                 join(self.live, self.views, again=True)
             switch = worker.switch
             switch.resume()
+            if worker.tells is not None:
+                self._tell(worker)
             if switch.error is not None:
                 self.error, switch.error = switch.error, None
                 raise RunEnded
@@ -191,6 +193,17 @@ class Schedule:
                 self._release(ready)
         if self.run.stopped and not self.over:
             raise RunEnded
+
+    def _tell(self, worker: Worker) -> None:
+        """Tell of the calls that a worker makes itself: the block of the trace may wait for them as well."""
+        run = self.run
+        while worker.tells is not None:
+            (visit, port), worker.tells = worker.tells, None
+            if run.switch.started:
+                run._arrive(visit, port)
+            else:
+                run.passed_by(visit, port)
+            worker.switch.resume()
 
     def _release(self, ready: list[Worker]) -> None:
         """Workers whose wait for something else has come are ready too."""
@@ -212,6 +225,8 @@ class Schedule:
             if late in self._held:
                 self._held.remove(late)
             late.switch.resume()
+            if late.tells is not None:
+                self._tell(late)
             if late.switch.error is not None:
                 self.error, late.switch.error = late.switch.error, None
                 raise RunEnded
