@@ -34,7 +34,7 @@ class Heads(Envoy):
 
     @heads_first.preprocess
     def heads_first(self, value: Any) -> Tensor:
-        return value[0][0].unflatten(-1, (2, -1)).movedim(-2, 0).contiguous()  # type: ignore[no-any-return]
+        return value[0][0].unflatten(-1, (2, -1)).movedim(-2, 0).contiguous()
 
     @heads_first.transform
     def heads_first(self, value: Tensor) -> Any:
