@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is fir
 import torch
 from tqdm import tqdm
 
-from benchmarks import breakdown, memory, models, prompts, recording, report, scans, source
+from benchmarks import breakdown, gradients, memory, models, prompts, recording, report, scans, source
 from benchmarks.workloads import Row, measured, workloads_of
 from benchmarks.wrapping import SIZES, wrapping
 
@@ -56,6 +56,10 @@ def sections(wanted: argparse.Namespace) -> list[str]:
             parts += ["## Several prompts, and edits\n", figures]
             chosen = [make() for make in models.subjects(tiny=wanted.quick)[-2:]]
             parts += ["## Scans\n", scans.text(chosen, 0.5 if wanted.quick else 4.0)]
+        parts += [
+            "## The gradient of one logit at every layer\n",
+            gradients.text(0.5 if wanted.quick else 4.0),
+        ]
         parts += ["## Wrapping\n", report.wrappings(wrapping(size, fresh) for size in SIZES)]
         head, line = recording.line(*((64, 3) if wanted.quick else (512, 9)))
         parts += ["## Recording a dataset\n", report.table(head, [line])]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import memory, models, prompts, recording, report, scans, workloads
+from benchmarks import gradients, memory, models, prompts, recording, report, scans, source, workloads
 from benchmarks.adapters import OURS
 from benchmarks.aims import Aim, aim_of, ratio
 from benchmarks.measure import Contender, Cost, interleaved
@@ -126,3 +126,8 @@ def test_scans_are_timed_on_the_same_shapes() -> None:
     lines = scans.text([MAKERS[1]()], 0.0).split("\n")
     assert lines[0].count("|") == lines[2].count("|")
     assert lines[2].startswith("| GPT-2, tiny, ")
+
+
+def test_every_way_gives_the_same_gradients() -> None:
+    ways = gradients.subjects()  # compares them
+    assert len(ways["hooks by hand"]()) == source.LAYERS

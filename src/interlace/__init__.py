@@ -16,6 +16,7 @@ from interlace.cache import Cache
 from interlace.config import config
 from interlace.environment import report
 from interlace.envoy import Envoy
+from interlace.grad import backward
 from interlace.model import Model
 from interlace.nonfinite import find_nonfinite
 from interlace.recording import Recording
@@ -37,6 +38,7 @@ __all__ = [
     "Recording",
     "Trace",
     "__version__",
+    "backward",
     "config",
     "demo_model",
     "errors",

@@ -24,7 +24,7 @@ _inference = torch.is_inference_mode_enabled
 _autocast = torch._C._is_any_autocast_enabled
 _n_function = torch._C._len_torch_function_stack
 _n_dispatch = torch._C._len_torch_dispatch_stack
-_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _push_hooks = torch._C._autograd._push_saved_tensors_default_hooks
 _pop_hooks = torch._C._autograd._pop_saved_tensors_default_hooks
 transform = torch._C._functorch.peek_interpreter_stack
@@ -61,7 +61,7 @@ class Ambient:
 
 def read() -> "Ambient | bool":
     """This thread's state now: just grad mode when all else is at rest."""
-    if _inference() or _autocast() or _n_function() or _n_dispatch() or _top_hooks(True) is not None:
+    if _inference() or _autocast() or _n_function() or _n_dispatch() or top_hooks(True) is not None:
         return _read_all()
     return _grad()
 
@@ -76,12 +76,12 @@ def _read_all() -> Ambient:
         torch.is_autocast_cache_enabled(),
         tuple(function_modes()),  # type: ignore[no-untyped-call]
         tuple(dispatch_modes()),
-        _hooks(),
+        saved_hooks(),
         getattr(_default_device, "device_context", None),
     )
 
 
-def _hooks() -> tuple[Any, ...]:
+def saved_hooks() -> tuple[Any, ...]:
     """The saved-tensor hooks, outermost first. They can be read only by taking them off."""
     found = _clear_hooks()
     for pair in found:
@@ -91,7 +91,7 @@ def _hooks() -> tuple[Any, ...]:
 
 def _clear_hooks() -> tuple[Any, ...]:
     found = []
-    while (top := _top_hooks(True)) is not None:
+    while (top := top_hooks(True)) is not None:
         found.append(top)
         _pop_hooks()
     return tuple(reversed(found))

@@ -191,6 +191,10 @@ class Envoy:
         return trace.before(self._site)
 
     def _scanned(self, feature: str, frame: Any) -> Visit:
+        port: Port = "output" if feature == "output" else "input"
+        recalled = self._tree.recalled(frame, self._site, port, 0)
+        if recalled is not None:
+            return recalled
         found = self._tree.shapes.get(self._path)
         if found is None:
             what = f"`{spell(self._path)}.{feature}`"

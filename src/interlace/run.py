@@ -10,10 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any
 
+import torch
+
+from interlace import ambient
 from interlace.errors import InterlaceWarning, NotReachedError, OrderError, RunEnded, TraceError
+from interlace.recall import Key, weakly
 from interlace.site import Past, Port, Site, Visit, spell
 from interlace.switch import Switch
 from interlace.switch import getcurrent as here
+
+_grad = torch.is_grad_enabled
+_forward_grad: Any = torch._C._is_fwd_grad_enabled
+_top_hooks = ambient.top_hooks
 
 Watcher = Callable[[Visit], None]
 """Called on the model's side at a port of a visit; the model goes on with what it writes there."""
@@ -72,19 +80,21 @@ class Run:
         tally: What taps look at and write to.
         known: Tells the keys of the modules that report, until somebody has asked.
         live: The visit at which the model is paused.
+        changes: Called before blocks get a visit inside a region that may be recomputed.
         kinds: What kind of value was last asked for at the output of each site, by key.
         frames: The operations that report to this run, by the key of the module whose forward they are in.
         passing: Visits made while looking ahead for a step that may never come; what is left when the model
             has ended can still be read.
         at_end: What to undo when the run has ended.
         pending: Called before the model goes on.
+        reads: What was read with gradients, remembered weakly.
         side: A visit that the block made itself (`envoy(..., hook=True)`), until its next request.
     """
 
     __slots__ = (
         "__weakref__", "_asked", "_broken", "_call", "_ends", "_held_back", "_new", "_site", "_starts", "_wanted",
-        "at_end", "failed", "frames", "kinds", "known", "live", "passing", "pending", "recorders", "side", "skipped",
-        "stopped", "switch", "tally", "watchers",
+        "at_end", "changes", "failed", "frames", "kinds", "known", "live", "passing", "pending", "reads", "recorders",
+        "side", "skipped", "stopped", "switch", "tally", "watchers",
     )  # fmt: skip
 
     def __init__(self, call: Callable[[], Any]) -> None:
@@ -109,6 +119,8 @@ class Run:
         self._new: set[Any] = set()
         self.known: Callable[[], Iterable[Any]] | None = None
         self.frames: dict[int, Any] = {}
+        self.reads: dict[Key, Any] = {}
+        self.changes: Callable[[Visit], Callable[[], None] | None] | None = None
         self.at_end: list[Callable[[], None]] = []
         self._call: Callable[[], Any] | None = call
         self.switch = Switch(self._model, self)
@@ -259,6 +271,8 @@ class Run:
     def stop(self) -> None:
         """End the model's run where it is. What was read stays; nothing more can be asked for."""
         self.stopped = True
+        if self.live is not None:
+            remember(self.reads, self.live)
         self.end()
 
     def end(self) -> None:
@@ -390,6 +404,9 @@ class Run:
             self._held_back = self._held_back or port == "output"  # a call that should have been unwound
             raise RunEnded
         visit.port = port
+        changed = None
+        if self.changes is not None and (_top_hooks(True) is not None or not _forward_grad()):
+            changed = self.changes(visit)
         watched = self.watchers and (key, port) in self.watchers
         if watched:
             self._tell(visit, port)
@@ -401,6 +418,10 @@ class Run:
                 self._asked[port].discard(key)
             self.live = visit
             switch.pause()
+            if _grad():
+                remember(self.reads, visit)
+        if changed is not None:
+            changed()
         if self.recorders:
             self._record(visit, port)
 
@@ -487,3 +508,12 @@ class Run:
         """Let `value` stand for the call at whose input the model is paused."""
         visit.skipped, visit.result = True, value
         self.skipped.append(site)
+
+
+def remember(reads: dict[Key, Any], visit: Visit) -> None:
+    """Note, without keeping it alive, what a block has read at a visit and what it has made of it."""
+    key, number = visit.key, visit.number
+    if visit.port == "output":
+        reads[key, "output", number] = weakly(visit.result)
+    first = visit.args[0] if visit.args else next(iter(visit.kwargs.values()), None)
+    reads[key, "input", number] = weakly(first)

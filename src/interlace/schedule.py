@@ -7,6 +7,8 @@ edits first, then the blocks in the order in which they are written.
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from interlace.errors import RunEnded
 from interlace.pieces import RowVisit, join, splice, stack
 from interlace.rows import Rows
@@ -186,6 +188,8 @@ class Schedule:
             switch.resume()
             if worker.tells is not None:
                 self._tell(worker)
+            if self.live is not None and torch.is_grad_enabled():
+                worker.note(self.live)
             if switch.error is not None:
                 self.error, switch.error = switch.error, None
                 raise RunEnded

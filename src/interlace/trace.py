@@ -21,6 +21,7 @@ from interlace.cache import Cache, chosen_ports
 from interlace.errors import InputError, NotReachedError, OrderError, TraceError
 from interlace.invoke import Barrier, Invoke, Prompts
 from interlace.keeping import Positions, keeper
+from interlace.recompute import Changes
 from interlace.run import Run
 from interlace.schedule import Schedule
 from interlace.selection import Modules, choose
@@ -140,6 +141,7 @@ class Trace:
         self._unfused.clear()
         if self._run is not None:
             self._run.forget()
+            self._tree.remember(self._run.reads)
         self._run = self._steps = self._prepare = self._taps = None
         self._breaks.clear()
 
@@ -165,6 +167,7 @@ class Trace:
     def _serve_taps(taps: Taps, run: Run) -> None:
         taps.serve(run.tally)
         run.known = taps.keys
+        run.changes = Changes(taps).enter
 
     def _pace(self) -> Site | None:
         return self.model._site if self._paced else None
@@ -257,6 +260,8 @@ class Trace:
     def _unserve(self, trees: tuple[Tree, ...]) -> None:
         for tree in (self._tree, *trees):
             tree.closed(self.owner, self)
+        if self._run is not None:
+            self._tree.remember(self._run.reads)
         self._run = self._steps = self._outer = None
 
     def _here(self) -> "Trace":
@@ -272,8 +277,14 @@ class Trace:
         if run is None or steps is None:
             run, steps = self._start(), self._steps
             assert steps is not None
+        number = 0 if steps.current is None else steps.number(site, port)
         try:
-            return run.ask(site, port, 0 if steps.current is None else steps.number(site, port))
+            return run.ask(site, port, number)
+        except OrderError:
+            found = self._tree.recalled(sys._getframe(1), site, port, number)
+            if found is None:
+                raise
+            return found
         except NotReachedError as error:
             reason = why(self._tree.module, self._tree.path, site)
             if reason is None or run.failed is not None or run.stopped:

@@ -6,6 +6,7 @@ It holds no envoy strongly, so that no cycle keeps a model alive.
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from interlace import fakes
-from interlace.errors import OutsideTraceError, ThreadError, TraceError
+from interlace import fakes, grad
+from interlace.errors import NotReachedError, OutsideTraceError, ThreadError, TraceError
 from interlace.frames import Owner
 from interlace.operators import careful
+from interlace.recall import Key, gone, revive, tensors
 from interlace.selection import Outline
+from interlace.site import Past, Port, Site, Visit, spell
 from interlace.switch import carried, pass_dynamo
 from interlace.tap import Taps
 
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from interlace.envoy import Envoy
     from interlace.rename import Names
     from interlace.trace import Trace
+
+
+REMEMBERED = 16
+"""Of how many traces a tree remembers, weakly, what was read in them."""
 
 
 class Opened:
@@ -86,6 +93,7 @@ class Tree:
         self._open: dict[int, Opened] = {}
         self._taps: Taps | None = None
         self._outline: tuple[Taps, Outline] | None = None
+        self._read: deque[dict[Key, Any]] = deque(maxlen=REMEMBERED)
         self._leaves: list[dict[str, Any]] = []
         self._inner: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
         self._parameter: tuple[dict[str, nn.Parameter | None], str] | None = None
@@ -156,6 +164,47 @@ class Tree:
     def busy(self) -> bool:
         """Whether any trace of this model is open."""
         return any(trace is not None for opened in list(self._open.values()) for trace in opened.all())
+
+    # -- what was read -----------------------------------------------------------------------------------------
+
+    def remember(self, reads: dict[Key, Any]) -> None:
+        """A trace that read these is over."""
+        if reads:
+            self._read.append(reads)
+
+    def recalled(self, frame: FrameType | None, site: Site, port: Port, number: int) -> Visit | None:
+        """What was read at a visit, for a block of `il.backward`; None where no such block stands here.
+
+        Raises:
+            NotReachedError: No trace read it, nothing kept it, or the backward does not depend on it.
+            TraceError: Several traces read it, and the backward depends on more than one of them.
+        """
+        backward = grad.current(frame)
+        if backward is None:
+            return None
+        trace, key = self.trace_at(frame), (site.key, port, number)
+        open_reads = [trace._run.reads] if trace is not None and trace._run is not None else []
+        where = f"{spell(site.path)}.{port}"
+        for group in (open_reads, list(self._read)):
+            known = [reads[key] for reads in group if key in reads]
+            found = [weak for weak in known if any(map(backward.depends, tensors(weak)))]
+            if len(found) > 1:
+                raise TraceError(
+                    f"`{where}` was read by {len(found)} blocks, and this backward depends on more than one of them.\n"
+                    "Keep the tensor that you mean under a name, and ask that name for its `.grad`."
+                )
+            if found:
+                return _read_again(site, port, number, revive(found[0], where), where)
+            if any(tensors(weak) for weak in known):
+                raise NotReachedError(
+                    f"No gradient flows to what was read at `{where}`: the backward does not depend on it."
+                )
+            if known:
+                raise NotReachedError(gone(where))
+        raise NotReachedError(
+            f"`{where}` was not read with gradients in a trace, so it has none here.\n"
+            "Read it in the trace, and keep it under a name."
+        )
 
     # -- modules ---------------------------------------------------------------------------------------------
 
@@ -275,3 +324,9 @@ class Tree:
         if found is None:
             found = self.envoys[path] = make()
         return found
+
+
+def _read_again(site: Site, port: Port, number: int, value: Any, where: str) -> Past:
+    visit = Visit(site.key, number, (value,) if port == "input" else (), {})
+    visit.port, visit.result = port, value if port == "output" else None
+    return Past(visit, f"`{where}`")

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from interlace.errors import NotReachedError, OrderError, TraceError
 from interlace.pieces import RowVisit, join
+from interlace.recall import Key, weakly
 from interlace.rows import Rows
-from interlace.run import Run
+from interlace.run import Run, remember
 from interlace.site import Past, Port, Site, Visit
 from interlace.switch import Switch
 
@@ -49,6 +50,7 @@ class Worker:
         self.rows = rows
         self.place = 0
         self.side: Any = None
+        self.reads: dict[Key, Any] = {}
         self.want: tuple[Any, int, Port] | None = None
         self.until: Callable[[], bool] | None = None
         self.waits: Callable[[], str] | None = None
@@ -63,6 +65,22 @@ class Worker:
         self._ended: dict[Any, int] = {}  # visits of each site when these rows of a generation had ended
         self.switch = Switch(self._start, self)
         self.pause = self.switch.pause if self._coverage is None else self._pause
+
+    def note(self, live: Visit) -> None:
+        """Note, without keeping it alive, what the block has read at a visit and what it has made of it."""
+        if self.rows is None:
+            remember(self.reads, live)
+            return
+        view = self._view
+        if view is None or view.visit is not live:
+            return
+        if "result" in view.pieces:
+            self.reads[live.key, "output", live.number] = weakly(view.result)
+        args = view.args if "args" in view.pieces else ()
+        kwargs = view.kwargs if "kwargs" in view.pieces else {}
+        if args or kwargs:
+            first = args[0] if args else next(iter(kwargs.values()))
+            self.reads[live.key, "input", live.number] = weakly(first)
 
     def _start(self) -> Any:
         body, self._body = self._body, None

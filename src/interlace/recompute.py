@@ -1,0 +1,316 @@
+"""What a block changed inside a checkpointed region of the model, so that recomputing the region changes it again.
+
+`torch.utils.checkpoint` runs a region of the forward a second time during the backward, when no block is there to
+change anything: gradients would be silently wrong. So a region in which a block changed something gets a
+recomputation of its own, which repeats the changes and counts no visit. It stays with the graph that needs it and
+goes with it. Where changes cannot be repeated (a region that another `autograd.Function` recomputes, with
+`use_reentrant=True` above all), the backward is refused.
+"""
+
+import sys
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.autograd.function import FunctionCtx
+from torch.utils._python_dispatch import _disable_current_modes
+
+from interlace import ambient, trees
+from interlace.errors import TraceError
+from interlace.run import Run
+from interlace.site import Port, Visit
+
+Place = tuple[Any, Port, tuple[int, ...]]
+"""A key, a port, and how many tensors each region around it had saved by then: the same when it is recomputed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A tensor as the model went on with it."""
+
+    value: torch.Tensor
+    requires_grad: bool
+    in_place: bool
+
+    def again(self) -> torch.Tensor:
+        """Another tensor like it, which the model may change."""
+        with _disable_current_modes(), torch.enable_grad():
+            return self.value.detach().requires_grad_(self.requires_grad).clone()
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A leaf that the block left as it was: its position among all leaves."""
+
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a block did at one port of one visit."""
+
+    count: int
+    parts: Any
+    skipped: bool
+    random: list[torch.Tensor] | None
+
+    def repeat(self, visit: Visit) -> None:
+        """Do it to a recomputed visit."""
+        found = list(trees.leaves(_parts(visit)))
+        if len(found) != self.count:
+            raise TraceError(
+                _REFUSED + "The recomputed values have another structure than those of the forward."
+            )
+
+        def leaf(held: Any) -> Any:
+            if isinstance(held, Kept):
+                return found[held.at]
+            if isinstance(held, tuple):  # changed in place, so that whatever shares its memory sees it
+                at, snapshot = held
+                with _disable_current_modes():
+                    found[at].copy_(snapshot.again())
+                return found[at]
+            return held.again() if isinstance(held, Snapshot) else held
+
+        visit.args, visit.kwargs, visit.result = trees.map_leaves(lambda held: leaf(held.value), self.parts)
+        visit.skipped = self.skipped
+        if self.random is not None:
+            _set_random(self.random)
+
+
+class Leaf:
+    """Hides what it holds from the walk over nested values."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+_REFUSED = "This backward recomputes a checkpointed region in which a block changed something, and cannot repeat it.\n"
+
+
+def _parts(visit: Visit) -> tuple[Any, ...]:
+    return visit.args, visit.kwargs, visit.result
+
+
+def _random() -> list[torch.Tensor]:
+    """The state of torch's random numbers, which the block shares with the model."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states.append(torch.cuda.get_rng_state())
+    return states
+
+
+def _set_random(states: list[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1])
+
+
+class Before:
+    """A visit before the block had it."""
+
+    def __init__(self, visit: Visit) -> None:
+        self.skipped = visit.skipped
+        self.leaves = [(leaf, _version(leaf)) for leaf in trees.leaves(_parts(visit))]
+        self.random = _random()
+
+    def change(self, visit: Visit) -> Change | None:
+        """What the block did to it; None for nothing."""
+        old, changed, at = self.leaves, visit.skipped != self.skipped, -1
+
+        def leaf(new: Any) -> Leaf:
+            nonlocal changed, at
+            at += 1
+            for position in [at, *range(len(old))] if isinstance(new, torch.Tensor) else [at]:
+                if position < len(old) and old[position][0] is new:
+                    if _version(new) == old[position][1]:
+                        changed = changed or position != at
+                        return Leaf(Kept(position))
+                    changed = True
+                    return Leaf((position, Snapshot(new.detach().clone(), new.requires_grad, True)))
+            changed = True
+            if isinstance(new, torch.Tensor):
+                return Leaf(Snapshot(new.detach().clone(), new.requires_grad, False))
+            return Leaf(new)
+
+        parts = trees.map_leaves(leaf, _parts(visit))
+        random = _random()
+        drawn = any(not torch.equal(a, b) for a, b in zip(random, self.random, strict=False))
+        if not changed and not drawn and at + 1 == len(old):
+            return None
+        return Change(len(old), parts, visit.skipped, random if drawn else None)
+
+
+def _version(leaf: Any) -> int:
+    return leaf._version if isinstance(leaf, torch.Tensor) and not leaf.is_inference() else 0
+
+
+class Region:
+    """One checkpointed region of one forward: what a block changed in it."""
+
+    def __init__(self, taps: Any) -> None:
+        self.taps = taps
+        self.changes: dict[Place, Change] = {}
+
+    def note(self, place: Place, change: Change) -> None:
+        """Have a change repeated.
+
+        Raises:
+            TraceError: It could not be told from another one when the region is recomputed.
+        """
+        if place in self.changes:
+            self.changes[place] = _unclear(self.changes[place])
+        else:
+            self.changes[place] = change
+
+    def recompute(self, frame: Any, call: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Run the region again with its changes."""
+        run = Replay(lambda: call(*args), self, frame)
+        self.taps.install(run)
+        try:
+            run.switch.resume()
+        finally:
+            self.taps.remove(run)
+        error, run.switch.error = run.switch.error, None
+        saved = run.saved()
+        if error is None or type(error).__name__ == "_StopRecomputationError":
+            missed = [place for place in self.changes if place[2][0] < saved and place not in run.met]
+            if missed:
+                raise TraceError(_REFUSED + "A module of it was not called again as in the forward.")
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+
+
+def _unclear(change: Change) -> Change:
+    return Change(-1, change.parts, change.skipped, change.random)
+
+
+class Replay(Run):
+    """The recomputation of a region. No block waits in it; what one did is repeated."""
+
+    __slots__ = ("base", "frame", "met", "region")
+
+    def __init__(self, call: Callable[[], Any], region: Region, frame: Any) -> None:
+        super().__init__(call)
+        self.region = region
+        self.frame = frame
+        self.base = sum(frame.recomp_counter.values())
+        self.met: set[Place] = set()
+        self.tally.before = {key for key, port, _ in region.changes if port == "input"}
+        self.tally.after = {key for key, port, _ in region.changes if port == "output"}
+
+    def saved(self) -> int:
+        """How many tensors the region has saved so far."""
+        return int(sum(self.frame.recomp_counter.values()) - self.base)
+
+    def _arrive(self, visit: Visit, port: Port) -> None:
+        inner = tuple(len(frame.weak_holders) for frame in regions_here())
+        place = (visit.key, port, (self.saved(), *inner))
+        change = self.region.changes.get(place)
+        if change is None:
+            return
+        if place in self.met or change.count < 0:
+            raise TraceError(
+                _REFUSED + "It calls one module several times, and these calls cannot be told apart."
+            )
+        self.met.add(place)
+        change.repeat(visit)
+
+
+def regions_here() -> list[Any]:
+    """The regions of `torch.utils.checkpoint` in whose forward this is called, outermost first."""
+    cells = [cell for pack, _ in ambient.saved_hooks() for cell in getattr(pack, "__closure__", None) or ()]
+    return [cell.cell_contents for cell in cells if type(cell.cell_contents).__name__ == "_CheckpointFrame"]
+
+
+def _function_here(frame: FrameType | None) -> Any:
+    """The context of the `autograd.Function` in whose forward this is called, if it has one."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "forward" and code.co_argcount:
+            first = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(first, FunctionCtx):
+                return first
+        frame = frame.f_back
+    return None
+
+
+class Changes:
+    """Notes what the blocks of a run change inside of regions that will be recomputed."""
+
+    def __init__(self, taps: Any) -> None:
+        self.taps = taps
+        self.shown: list[weakref.ref[torch.Tensor]] = []
+        self.regions: weakref.WeakKeyDictionary[Any, Region] = weakref.WeakKeyDictionary()
+
+    def enter(self, visit: Visit) -> Callable[[], None] | None:
+        """Called before blocks get a visit; what it returns is called after."""
+        frames, function = regions_here(), None
+        if not torch._C._is_fwd_grad_enabled():
+            function = _function_here(sys._getframe(2))
+        if not frames and function is None:
+            return None
+        before = Before(visit)
+        known = {id(leaf) for leaf, _ in before.leaves}
+        earlier = [(tensor, _version(tensor)) for ref in self.shown if (tensor := ref()) is not None]
+        self.shown += [weakref.ref(leaf) for leaf, _ in before.leaves if isinstance(leaf, torch.Tensor)]
+
+        def leave() -> None:
+            if any(_version(tensor) != version and id(tensor) not in known for tensor, version in earlier):
+                for frame in frames:
+                    frame.recompute_fn = _refuse_late
+            change = before.change(visit)
+            if change is None:
+                return
+            if function is not None:
+                function.register_prehook(_refuse)
+            for at, frame in enumerate(frames):
+                self._note(frame, visit, tuple(len(inner.weak_holders) for inner in frames[at:]), change)
+
+        return leave
+
+    def _note(self, frame: Any, visit: Visit, saved: tuple[int, ...], change: Change) -> None:
+        region = self.regions.get(frame)
+        if region is None:
+            region = self.regions[frame] = Region(self.taps)
+            if frame.recompute_fn is not _refuse_late:
+                frame.recompute_fn = _recomputation(weakref.ref(frame), frame.recompute_fn, region)
+        if not isinstance(visit.key, int):
+            frame.recompute_fn = _refuse_operation
+        region.note((visit.key, visit.port, saved), change)
+
+
+def _recomputation(frame: Any, call: Callable[..., Any], region: Region) -> Callable[..., None]:
+    def recompute(*args: Any) -> None:
+        region.recompute(frame(), call, args)
+
+    return recompute
+
+
+def _refuse_operation(*args: Any) -> None:  # noqa: ARG001
+    raise TraceError(
+        _REFUSED + "The change was made at an operation (`.source`); make it at a module's input or output."
+    )
+
+
+def _refuse_late(*args: Any) -> None:  # noqa: ARG001
+    raise TraceError(
+        _REFUSED
+        + "A tensor was edited in place after the model had gone on from it; edit it where it is read."
+    )
+
+
+def _refuse(gradients: Any) -> None:  # noqa: ARG001
+    raise TraceError(
+        _REFUSED
+        + "Checkpoint with `use_reentrant=False`: in transformers, `model.gradient_checkpointing_enable("
+        "gradient_checkpointing_kwargs={'use_reentrant': False})`."
+    )

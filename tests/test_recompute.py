@@ -1,0 +1,229 @@
+"""S-90, fact 13: a recomputed region repeats what a block changed in it, or the backward is refused."""
+
+import gc
+import sys
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import interlace as il
+from interlace.errors import TraceError
+from tests import tiny
+
+
+class Net(nn.Module):
+    """A region with dropout and a block that is called twice, checkpointed or not, perhaps one in another."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+        self.a, self.b, self.c = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.drop = nn.Dropout(0.3)
+
+    def twice(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.b(torch.tanh(self.b(x))))
+
+    def part(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.a(x)) * 1  # so that torch allows an edit in place
+        y = checkpoint(self.twice, x, use_reentrant=False) if self.mode == "nested" else self.twice(x)
+        return self.drop(y) + x  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1
+        if self.mode == "none":
+            x = self.part(x)
+        else:
+            x = checkpoint(self.part, x, use_reentrant=self.mode == "reentrant")
+        return self.c(x**2)  # type: ignore[no-any-return]
+
+
+def replaced(model: il.Model) -> None:
+    model.a.output = model.a.output * 2 + 1
+
+
+def edited(model: il.Model) -> None:
+    model.a.output[:, 0] = 3
+
+
+def shared(model: il.Model) -> None:
+    model.b.input[:, 1] = 0.5  # the model adds the same tensor later
+
+
+def given(model: il.Model) -> None:
+    model.b.input = model.b.input * 0.5
+
+
+def skipped(model: il.Model) -> None:
+    model.a.skip(model.a.input * 3)
+
+
+def second(model: il.Model) -> None:
+    tracer = model._tree.trace_at(sys._getframe(1))
+    assert tracer is not None
+    for step in tracer.iter[:2]:
+        hidden = model.b.output
+        if step == 1:
+            model.b.output = hidden * 3
+
+
+def noise(model: il.Model) -> None:
+    model.a.output = model.a.output + torch.randn(2, 3)
+
+
+def drawn(model: il.Model) -> None:
+    model.a.output  # noqa: B018
+    torch.randn(3)
+
+
+def steered(model: il.Model) -> None:
+    model.a.output = torch.ones(2, 3, requires_grad=True) * 0.3
+
+
+CHANGES = [replaced, edited, shared, given, skipped, second, noise, drawn, steered]
+
+
+def gradients(mode: str, change: Callable[[il.Model], None], where: str) -> list[Tensor | None]:
+    torch.manual_seed(0)
+    net = Net(mode)
+    x = torch.randn(2, 3, requires_grad=True)
+    model = il.Model(net)
+    with model.trace(x):
+        change(model)
+        loss = model.output.sum()
+        if where == "inside":
+            loss.backward()  # type: ignore[no-untyped-call]
+    if where == "after":
+        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        for tensor in (x, *net.parameters()):
+            tensor.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+    if where == "paused":
+        with il.backward(loss):
+            pass
+    assert all("_compiled_call_impl" not in part.__dict__ for part in net.modules())
+    return [x.grad, *(p.grad for p in net.parameters())]
+
+
+def same(ours: list[Tensor | None], theirs: list[Tensor | None]) -> bool:
+    return all(
+        a is b or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+@pytest.mark.parametrize("where", ["inside", "after", "paused"])
+@pytest.mark.parametrize("mode", ["region", "nested"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_recomputed_region_repeats_what_was_changed(change: Any, mode: str, where: str) -> None:
+    """Fact 13, law 2: bit for bit what the model without checkpoints gives, dropout included."""
+    if change is shared and mode == "nested":
+        mode = "region"  # torch itself forbids to edit what a checkpoint was given
+    assert same(gradients(mode, change, where), gradients("none", change, where))
+
+
+@pytest.mark.parametrize("where", ["inside", "after", "paused"])
+def test_a_region_that_only_was_read_is_recomputed_as_ever(where: str) -> None:
+    """Fact 13: no visit is counted, nothing is refused, with `use_reentrant=True` either."""
+
+    def reads(model: il.Model) -> None:
+        model.b.input  # noqa: B018
+
+    for mode in ("region", "nested", "reentrant"):
+        assert same(gradients(mode, reads, where), gradients("none", reads, where))
+
+
+@pytest.mark.parametrize("where", ["inside", "after", "paused"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_cannot_be_repeated_refuses_the_backward(change: Any, where: str) -> None:
+    """Fact 13: the first forward of a reentrant region has no graph that a change could be part of."""
+    with pytest.raises(TraceError, match=r"cannot repeat it\.\nCheckpoint with `use_reentrant=False`"):
+        gradients("reentrant", change, where)
+
+
+def test_edits_of_what_the_model_has_left_are_refused() -> None:
+    """Fact 13."""
+
+    def late(model: il.Model) -> None:
+        early = model.b.input
+        model.drop.input  # noqa: B018
+        early[:] = 0
+
+    with pytest.raises(TraceError, match="edited in place after the model had gone on"):
+        gradients("region", late, "after")
+
+
+def test_no_visit_is_counted_and_rows_and_stored_edits_are_repeated() -> None:
+    """Fact 13, law 3: under invokes, beside a stored edit; the run's counts stay what the forward made them."""
+    found = {}
+    for mode in ("none", "region"):
+        torch.manual_seed(0)
+        net = Net(mode).eval()
+        x = torch.randn(2, 3, requires_grad=True)
+        model = il.Model(net).edit(lambda model: setattr(model.a, "output", model.a.output * 2))
+        with model.trace() as tracer:
+            with tracer.invoke(x[:1]):
+                model.b.output = model.b.output * 5
+                one = model.output.sum()
+            with tracer.invoke(x[1:]):
+                model.b.output[:] = 1
+                two = model.output.sum()
+                with il.backward(two, retain_graph=True):
+                    counts = dict(tracer.model_run.starts)
+                same_counts = counts == dict(tracer.model_run.starts)
+        assert same_counts
+        with il.backward(one):
+            pass
+        found[mode] = [x.grad, *(p.grad for p in net.parameters())]
+    assert same(found["region"], found["none"])
+
+
+def test_nothing_outlives_the_graph() -> None:
+    """Law 10: what is kept for the recomputation goes with the graph."""
+    gc.collect()
+    gc.disable()
+    try:
+        net = Net("region")
+        model, module = il.Model(net), weakref.ref(net)
+        with model.trace(torch.randn(2, 3)):
+            replaced(model)
+            loss = model.output.sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        del model, net, loss
+        assert module() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.language
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_gradient_checkpointing_of_transformers(name: str) -> None:
+    """Fact 13: `gradient_checkpointing_enable`, in training mode."""
+    found = {}
+    for mode in ("none", "region", "reentrant"):
+        module = tiny.ready(name).train()
+        for part in module.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0
+        if mode != "none":
+            settings = {"use_reentrant": mode == "reentrant"}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # another name from transformers 5 on
+                module.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+        model = il.Model(module)
+        block = model.get(tiny.BLOCKS[name])[1]
+        with model.trace(input_ids=torch.arange(6).reshape(1, 6), use_cache=False):
+            block.mlp.output[:, -1] = 0.5
+            loss = model.output.logits.square().sum()
+        if mode == "reentrant":
+            with pytest.raises(TraceError, match="use_reentrant': False"):
+                loss.backward()
+        else:
+            loss.backward()
+            found[mode] = [p.grad for p in module.parameters()]
+    assert same(found["region"], found["none"])
