@@ -1,25 +1,22 @@
 """Language models of Hugging Face: loading, prompts, generation.
 
 Loading and generating are transformers'; what `from_pretrained` and `generate` accept passes through. Weights
-stay on the meta device until something runs. This is the only module that knows transformers.
+stay on the meta device until something runs. This module and `loading` alone know transformers.
 """
 
 import copy
 import inspect
 import os
-import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
-from huggingface_hub.constants import HF_HUB_CACHE
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
 from interlace import fakes
@@ -28,6 +25,7 @@ from interlace.calls import Function, Input, resolve
 from interlace.edit import DEFAULT
 from interlace.envoy import Envoy
 from interlace.errors import ExportError, InputError, InterlaceWarning
+from interlace.loading import HUB, Hub, auto_class, empty, hub_of, reads_tokens
 from interlace.model import Model
 from interlace.prompts import encode, pad_labels, pad_together, position_ids
 from interlace.rename import Aliases
@@ -36,15 +34,6 @@ from interlace.switch import carried
 
 if TYPE_CHECKING:
     from interlace.tree import Tree
-
-HUB = (
-    "revision", "cache_dir", "token", "subfolder", "local_files_only", "trust_remote_code", "force_download",
-    "proxies", "gguf_file",
-)  # fmt: skip
-"""What of `from_pretrained`'s arguments also says where a tokenizer is found."""
-
-REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-"""A name on the hub."""
 
 IN_CACHE = "interlace"
 """What exported edits are called in the cache's folder of their model."""
@@ -141,10 +130,10 @@ class LanguageModel(Model):
                 raise TypeError(f"A model that is ready is not loaded, so it takes no {', '.join(kwargs)}.")
             module = model
         else:
-            source, auto = str(model), _auto(automodel)
+            source, auto = str(model), auto_class(automodel)
             loader = partial(auto.from_pretrained, source, **kwargs)
-            module = _empty(source, kwargs, auto)
-            if tokenizer is None and _reads_tokens(module):
+            module = empty(source, kwargs, auto)
+            if tokenizer is None and reads_tokens(module):
                 hub = {name: kwargs[name] for name in HUB if name in kwargs}
                 tokenizer = AutoTokenizer.from_pretrained(source, **{**hub, **(tokenizer_kwargs or {})})
         super().__init__(module, rename, envoys)
@@ -152,7 +141,7 @@ class LanguageModel(Model):
         self.tokenizer = tokenizer
         if tokenizer is not None and tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self._tree.hub = _hub(model, module, kwargs.get("cache_dir"))
+        self._tree.hub = hub_of(model, module, kwargs.get("cache_dir"))
         if import_edits:
             self.import_edits(variant=DEFAULT if import_edits is True else import_edits)
         if dispatch:
@@ -233,7 +222,7 @@ class LanguageModel(Model):
 
     def _prepare_input(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Token ids, attention mask and position ids of prompts; everything else passes through."""
-        if not _reads_tokens(self._module):
+        if not reads_tokens(self._module):
             return args, kwargs
         kwargs = self._encoded(args, kwargs)
         if not self._has_input(kwargs):
@@ -293,7 +282,7 @@ class LanguageModel(Model):
             return args, kwargs
         if args and isinstance(args[0], torch.Tensor) and args[0].ndim > 1:
             return args, kwargs  # `generate` finds the padding itself
-        if not _reads_tokens(self._module):
+        if not reads_tokens(self._module):
             return args, kwargs
         return (), self._encoded(args, kwargs)
 
@@ -364,79 +353,6 @@ class LanguageModel(Model):
     def config(self) -> Any:
         """The model's configuration."""
         return self._module.config
-
-
-def _auto(automodel: Any) -> Any:
-    """The class that loads a model, which may be given by its name."""
-    found = getattr(transformers, automodel, None) if isinstance(automodel, str) else automodel
-    if not hasattr(found, "from_pretrained"):
-        raise InputError(
-            f"`automodel={automodel!r}` is no class of transformers that loads a model.\n"
-            'Give the class or its name: `automodel="AutoModelForSeq2SeqLM"`.'
-        )
-    return found
-
-
-def _reads_tokens(module: nn.Module) -> bool:
-    """Whether a model of transformers reads text; one of images or of sound says what it reads."""
-    return getattr(module, "main_input_name", "input_ids") == "input_ids"
-
-
-@dataclass(frozen=True, slots=True)
-class Hub:
-    """Where on the hub a model is from.
-
-    Attributes:
-        id: Its repository, as `openai-community/gpt2`.
-        folder: Where the hub's cache keeps it.
-    """
-
-    id: str
-    folder: Path
-
-
-def _hub(given: str | Path | nn.Module, module: nn.Module, cache: Any) -> Hub | None:
-    """The hub's repository of a model, None for one that is not from there."""
-    source = str(given)
-    if isinstance(given, nn.Module):
-        source = str(getattr(getattr(module, "config", None), "_name_or_path", ""))
-    if isinstance(given, Path) or not REPOSITORY.fullmatch(source) or Path(source).exists():
-        return None
-    folder = Path(cache or HF_HUB_CACHE).expanduser() / f"models--{source.replace('/', '--')}"
-    return Hub(source, folder)
-
-
-def _empty(source: str, kwargs: Mapping[str, Any], auto: Any) -> nn.Module:
-    """The model that `from_pretrained` would make, without weights, on the meta device."""
-    config = kwargs.get("config")
-    if config is None or isinstance(config, (str, Path)):
-        skipped = {"config", "quantization_config", "device_map"}
-        skipped |= {name for name in ("dtype", "torch_dtype") if kwargs.get(name) == "auto"}
-        given = {name: value for name, value in kwargs.items() if name not in skipped}
-        config, _ = AutoConfig.from_pretrained(str(config or source), return_unused_kwargs=True, **given)
-    if auto is AutoModelForCausalLM:
-        _check(source, config)
-    passed = {n: kwargs[n] for n in ("attn_implementation", "trust_remote_code") if n in kwargs}
-    with torch.device("meta"):
-        make = getattr(auto, "from_config", None) or auto._from_config  # a class that is no Auto class
-        module: nn.Module = make(copy.deepcopy(config), **passed)
-    return module.eval()
-
-
-def _check(source: str, config: Any) -> None:
-    """Refuse what is no causal language model, and say what to write instead."""
-    if config.is_encoder_decoder:
-        kind, auto = "an encoder-decoder model", "AutoModelForSeq2SeqLM"
-    elif any(getattr(config, f"{part}_config", None) is not None for part in ("vision", "audio")):
-        kind, auto = "a multimodal model", "AutoModelForImageTextToText"
-    elif type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
-        kind, auto = "no causal language model", "AutoModel"
-    else:
-        return
-    raise InputError(
-        f"{source!r} ({type(config).__name__}) is {kind}; a LanguageModel continues text.\n"
-        f'Write `il.LanguageModel({source!r}, automodel="{auto}")`, and call it with what it takes.'
-    )
 
 
 def _hides(mask: Any) -> bool:

@@ -474,16 +474,30 @@ class Run:
         self, site: Site, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Make a call on the block's side that counts as the next visit of a site."""
+        self.side = self.called(site, call, args, kwargs, self.passed_by)
+        return self.side.result
+
+    def called(
+        self,
+        site: Site,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tell: Callable[[Visit, Port], None],
+    ) -> Visit:
+        """Make a call that counts as the next visit of a site, and tell of it."""
         visit = Visit(site.key, self.starts[site.key], args, kwargs)
         self.tally.entered.append(site.key)
-        self._tell(visit, "input")
-        self._record(visit, "input")
+        tell(visit, "input")
         visit.result = call(*visit.args, **visit.kwargs)
         self.tally.left.append(site.key)
-        self._tell(visit, "output")
-        self._record(visit, "output")
-        self.side = visit
-        return visit.result
+        tell(visit, "output")
+        return visit
+
+    def passed_by(self, visit: Visit, port: Port) -> None:
+        """Tell of a visit, and record it, where the model cannot be paused."""
+        self._tell(visit, port)
+        self._record(visit, port)
 
     def _tell(self, visit: Visit, port: Port) -> None:
         visit.port = port

@@ -186,6 +186,8 @@ class Schedule:
                 join(self.live, self.views, again=True)
             switch = worker.switch
             switch.resume()
+            if worker.tells is not None:
+                self._tell(worker)
             if self.live is not None and torch.is_grad_enabled():
                 worker.note(self.live)
             if switch.error is not None:
@@ -195,6 +197,17 @@ class Schedule:
                 self._release(ready)
         if self.run.stopped and not self.over:
             raise RunEnded
+
+    def _tell(self, worker: Worker) -> None:
+        """Tell of the calls that a worker makes itself: the block of the trace may wait for them as well."""
+        run = self.run
+        while worker.tells is not None:
+            (visit, port), worker.tells = worker.tells, None
+            if run.switch.started:
+                run._arrive(visit, port)
+            else:
+                run.passed_by(visit, port)
+            worker.switch.resume()
 
     def _release(self, ready: list[Worker]) -> None:
         """Workers whose wait for something else has come are ready too."""
@@ -216,6 +229,8 @@ class Schedule:
             if late in self._held:
                 self._held.remove(late)
             late.switch.resume()
+            if late.tells is not None:
+                self._tell(late)
             if late.switch.error is not None:
                 self.error, late.switch.error = late.switch.error, None
                 raise RunEnded

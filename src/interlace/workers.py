@@ -37,6 +37,7 @@ class Worker:
         waits: The same in words.
         pending: Called before the model goes on.
         side: A visit that the block made itself (`envoy(..., hook=True)`), until its next request.
+        tells: A visit that it has paused for, so that it is told of.
         trace: The part of the trace that runs the block.
         pause: Hands the turn back.
     """
@@ -54,6 +55,7 @@ class Worker:
         self.until: Callable[[], bool] | None = None
         self.waits: Callable[[], str] | None = None
         self.pending: list[Callable[[], None]] = []
+        self.tells: tuple[Visit, Port] | None = None
         self.trace: Any = None
         self._body: Callable[[Worker], Any] | None = body
         self._view: RowVisit | None = None
@@ -278,10 +280,13 @@ class Worker:
         self, site: Site, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Make a call on the block's side that counts as the next visit of a site."""
-        run = self.run
-        result = run.beside(site, call, args, kwargs)
-        self.side, run.side = run.side, None
-        return result
+        self.side = self.run.called(site, call, args, kwargs, self._tell)
+        return self.side.result
+
+    def _tell(self, visit: Visit, port: Port) -> None:
+        """Let everybody else see a visit that this block makes itself: the model tells of it, on its own stack."""
+        self.tells = visit, port
+        self.pause()
 
     # -- turns ----------------------------------------------------------------------------------------------------
 

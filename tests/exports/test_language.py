@@ -27,7 +27,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     tiny.save("gpt2", repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(COMMIT)
-    monkeypatch.setattr("interlace.language.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("interlace.loading.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(il.config, "cache_dir", str(tmp_path / "cache"))
     return tmp_path / "hub"  # type: ignore[return-value]
 

@@ -173,3 +173,47 @@ def test_prompts_of_different_lengths_are_padded() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert ids.tolist() == alone(short)[1].tolist()
     assert torch.stack(steps, 1).tolist() == alone(long)[1].tolist()
+
+
+def test_a_call_on_the_side_of_an_edit_is_seen_by_all(model: il.Model, net: nn.Sequential) -> None:
+    """S-32: by the block of a trace, which changes it before the edit goes on, by prompts and by caches."""
+    extra = nn.Linear(4, 4)
+    model[0].extra = extra
+
+    def detour(model: il.Model) -> None:
+        model[0].output = model[0].extra(model[0].output, hook=True)
+
+    model.edit(detour, inplace=True)
+    with torch.no_grad():
+        want = extra(net[0](X))
+        with model.trace(X) as tracer:
+            cache = tracer.cache("0.extra")
+            given = model[0].extra.input
+            read = model[0].extra.output.clone()
+            model[0].extra.output = torch.zeros(2, 4)
+            out = model.output
+        with model.trace() as tracer:
+            with tracer.invoke(X):
+                one = model[0].extra.output
+            with tracer.invoke(X):
+                model[0].extra.output[:] = 0
+                two = model.output
+    assert torch.equal(given, net[0](X))
+    assert torch.equal(read, want)
+    assert torch.equal(out, net[2](net[1](torch.zeros(2, 4))))
+    assert cache["0.extra"].output.abs().sum() == 0
+    assert torch.allclose(one, want)
+    assert torch.allclose(two, out)
+
+
+def test_a_call_on_the_side_before_the_model_begins(model: il.Model) -> None:
+    """S-32."""
+    model[0].extra = nn.Linear(4, 4)
+    seen = []
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            seen.append(model[0].extra(X, hook=True))
+            hidden = model[0].output
+        with tracer.invoke(X):
+            first = model[0].output
+    assert seen[0].shape == hidden.shape == first.shape

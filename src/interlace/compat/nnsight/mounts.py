@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from interlace.frames import calls_attribute, with_follows
+from interlace.grad import backward as watched
 from interlace.saving import save
 
 TORCH_BACKWARD: Any = torch.Tensor.backward
@@ -60,9 +61,7 @@ def backward(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """Go backward; under a `with`, let the block read and change gradients: `il.backward`."""
     if not with_follows(sys._getframe(1)):
         return TORCH_BACKWARD(tensor, *args, **kwargs)
-    import interlace as il
-
-    return il.backward(tensor, *args, **kwargs)
+    return watched(tensor, *args, **kwargs)
 
 
 class _Names:
