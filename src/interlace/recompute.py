@@ -246,10 +246,12 @@ def _function_here(frame: FrameType | None) -> Any:
 class Changes:
     """Notes what the blocks of a run change inside of regions that will be recomputed."""
 
+    __slots__ = ("regions", "shown", "taps")
+
     def __init__(self, taps: Any) -> None:
         self.taps = taps
         self.shown: list[weakref.ref[torch.Tensor]] = []
-        self.regions: weakref.WeakKeyDictionary[Any, Region] = weakref.WeakKeyDictionary()
+        self.regions: weakref.WeakKeyDictionary[Any, Region] | None = None  # dear, and rarely needed
 
     def enter(self, visit: Visit) -> Callable[[], None] | None:
         """Called before blocks get a visit; what it returns is called after."""
@@ -278,6 +280,8 @@ class Changes:
         return leave
 
     def _note(self, frame: Any, visit: Visit, saved: tuple[int, ...], change: Change) -> None:
+        if self.regions is None:
+            self.regions = weakref.WeakKeyDictionary()
         region = self.regions.get(frame)
         if region is None:
             region = self.regions[frame] = Region(self.taps)

@@ -182,7 +182,7 @@ class Tree:
         backward = grad.current(frame)
         if backward is None:
             return None
-        trace, key = self.trace_at(frame), (site.key, port, number)
+        trace, key = self.trace_at(frame), (site.key, number, port)
         open_reads = [trace._run.reads] if trace is not None and trace._run is not None else []
         where = f"{spell(site.path)}.{port}"
         for group in (open_reads, list(self._read)):

@@ -69,18 +69,18 @@ class Worker:
     def note(self, live: Visit) -> None:
         """Note, without keeping it alive, what the block has read at a visit and what it has made of it."""
         if self.rows is None:
-            remember(self.reads, live)
+            remember(self.reads, live, live.port)
             return
         view = self._view
         if view is None or view.visit is not live:
             return
         if "result" in view.pieces:
-            self.reads[live.key, "output", live.number] = weakly(view.result)
+            self.reads[live.key, live.number, "output"] = weakly(view.result)
         args = view.args if "args" in view.pieces else ()
         kwargs = view.kwargs if "kwargs" in view.pieces else {}
         if args or kwargs:
             first = args[0] if args else next(iter(kwargs.values()))
-            self.reads[live.key, "input", live.number] = weakly(first)
+            self.reads[live.key, live.number, "input"] = weakly(first)
 
     def _start(self) -> Any:
         body, self._body = self._body, None
