@@ -227,3 +227,95 @@ def test_gradient_checkpointing_of_transformers(name: str) -> None:
             loss.backward()
             found[mode] = [p.grad for p in module.parameters()]
     assert same(found["region"], found["none"])
+
+
+class Recomputes(torch.autograd.Function):
+    """A checkpoint of one's own, in the newer style: its forward has no context."""
+
+    @staticmethod
+    def forward(x: Tensor, call: Any, *parameters: Tensor) -> Any:  # noqa: ARG004
+        return call(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004
+        ctx.save_for_backward(inputs[0])
+        ctx.call, ctx.parameters = inputs[1], inputs[2:]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            y = ctx.call(x)
+        found = torch.autograd.grad(y, (x, *ctx.parameters), gradient)
+        return found[0], None, *found[1:]
+
+
+class Older(Recomputes):
+    """The same with a context in the forward, under another name."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, call: Any, *parameters: Tensor) -> Any:  # type: ignore[override]
+        Recomputes.setup_context(context, (x, call, *parameters), None)
+        return call(x)
+
+    setup_context = torch.autograd.Function.setup_context
+
+
+class Wrapped(Older):
+    """Its context is out of sight."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return Older.forward(*args)
+
+
+class Regions(nn.Module):
+    """Two regions in a row, each recomputed by a function; one of them perhaps inside of another."""
+
+    def __init__(self, function: Any, nested: bool) -> None:
+        super().__init__()
+        self.function, self.nested = function, nested
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def region(self, module: nn.Module, x: Tensor) -> Tensor:
+        def inner(x: Tensor) -> Any:
+            return torch.tanh(module(x))
+
+        def outer(x: Tensor) -> Any:
+            return self.function.apply(x, inner, *module.parameters())
+
+        return self.function.apply(x, outer if self.nested else inner, *module.parameters())  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.region(self.b, self.region(self.a, x))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("function", [Recomputes, Older, Wrapped])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_functions_that_may_recompute_refuse_the_backward(name: str, function: Any, nested: bool) -> None:
+    """Fact 13: whatever its style; only the function that was changed, and only if something was changed."""
+    net = Regions(function, nested)
+    model, x = il.Model(net), torch.randn(2, 3)
+    for changed in (False, True):
+        with model.trace(x):
+            middle = model.a.output if name == "b" else None
+            hidden = model.get(name).output
+            if changed:
+                model.get(name).output = hidden * 2
+            loss = model.output.sum()
+        assert middle is None or not middle.requires_grad
+        if not changed:
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert all(part.grad is not None for part in net.parameters())
+            continue
+        for _ in range(2):
+            with pytest.raises(TraceError, match="cannot repeat it"):
+                loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        with pytest.raises(TraceError, match="cannot repeat it"):
+            torch.autograd.grad(loss, [*net.parameters()][0], retain_graph=True)
+        with pytest.raises(TraceError, match="cannot repeat it"), il.backward(loss):
+            pass
+    with torch.no_grad(), model.trace(x):
+        model.a.output = model.a.output * 2
+        model.output  # noqa: B018

@@ -7,6 +7,7 @@ goes with it. Where changes cannot be repeated (a region that another `autograd.
 `use_reentrant=True` above all), the backward is refused.
 """
 
+import gc
 import sys
 import weakref
 from collections.abc import Callable
@@ -15,13 +16,15 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import Function
 from torch.utils._python_dispatch import _disable_current_modes
 
 from interlace import ambient, trees
 from interlace.errors import TraceError
 from interlace.run import Run
 from interlace.site import Port, Visit
+
+_APPLY: Any = Function.apply.__func__.__code__  # type: ignore[attr-defined]
 
 Place = tuple[Any, Port, tuple[int, ...]]
 """A key, a port, and how many tensors each region around it had saved by then: the same when it is recomputed."""
@@ -231,16 +234,26 @@ def regions_here() -> list[Any]:
     return [cell.cell_contents for cell in cells if type(cell.cell_contents).__name__ == "_CheckpointFrame"]
 
 
-def _function_here(frame: FrameType | None) -> Any:
-    """The context of the `autograd.Function` in whose forward this is called, if it has one."""
+def functions_here(frame: FrameType | None) -> list[Any]:
+    """The nodes of each `autograd.Function` in whose forward this is called, or their types where none is in sight."""
+    found: list[Any] = []
+    inner: FrameType | None = None
     while frame is not None:
-        code = frame.f_code
-        if code.co_name == "forward" and code.co_argcount:
-            first = frame.f_locals.get(code.co_varnames[0])
-            if isinstance(first, FunctionCtx):
-                return first
-        frame = frame.f_back
-    return None
+        if frame.f_code is _APPLY:
+            kind, code = frame.f_locals["cls"]._backward_cls, inner.f_code if inner is not None else None
+            node = inner.f_locals.get(code.co_varnames[0]) if inner and code and code.co_argcount else None
+            found.append(node if type(node) is kind else kind)
+        inner, frame = frame, frame.f_back
+    return found
+
+
+def _nodes(functions: list[Any]) -> list[Any]:
+    """Their nodes. A forward with a separate `setup_context` has none yet, but its graph's has been made."""
+    kinds = {kind for kind in functions if isinstance(kind, type)}
+    nodes = [node for node in functions if not isinstance(node, type)]
+    if kinds:
+        nodes += [one for one in gc.get_objects() if type(one) in kinds and not one._input_metadata]
+    return nodes
 
 
 class Changes:
@@ -255,10 +268,9 @@ class Changes:
 
     def enter(self, visit: Visit) -> Callable[[], None] | None:
         """Called before blocks get a visit; what it returns is called after."""
-        frames, function = regions_here(), None
-        if not torch._C._is_fwd_grad_enabled():
-            function = _function_here(sys._getframe(2))
-        if not frames and function is None:
+        frames = regions_here()
+        functions = [] if torch._C._is_fwd_grad_enabled() else functions_here(sys._getframe(1))
+        if not frames and not functions:
             return None
         before = Before(visit)
         known = {id(leaf) for leaf, _ in before.leaves}
@@ -272,8 +284,8 @@ class Changes:
             change = before.change(visit)
             if change is None:
                 return
-            if function is not None:
-                function.register_prehook(_refuse)
+            for node in _nodes(functions):
+                node.register_prehook(_refuse)
             for at, frame in enumerate(frames):
                 self._note(frame, visit, tuple(len(inner.weak_holders) for inner in frames[at:]), change)
 
