@@ -146,6 +146,51 @@ def test_what_cannot_be_repeated_refuses_the_backward(change: Any, where: str) -
         gradients("reentrant", change, where)
 
 
+@pytest.mark.parametrize("where", ["inside", "after", "paused"])
+def test_changes_at_operations_refuse_the_backward(where: str) -> None:
+    """Fact 13: an operation (`.source`) is not called again by the recomputation; one that is read is harmless."""
+
+    def reads(model: il.Model) -> None:
+        model.a.source.F_linear_0.output  # noqa: B018
+
+    def changes(model: il.Model) -> None:
+        model.a.source.F_linear_0.output = model.a.source.F_linear_0.output * 2
+
+    def edits(model: il.Model) -> None:
+        model.a.source.F_linear_0.output[:, 0] = 3
+
+    for mode in ("region", "nested", "reentrant"):
+        assert same(gradients(mode, reads, where), gradients("none", reads, where))
+        told = "use_reentrant=False" if mode == "reentrant" else r"made at an operation \(`\.source`\)"
+        for change in (changes, edits):
+            with pytest.raises(TraceError, match=rf"cannot repeat it\.\n.*{told}"):
+                gradients(mode, change, where)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch, of a region in a region
+def test_stored_edits_invokes_and_regions_in_regions_refuse_it_too() -> None:
+    """Fact 13: whoever changes a reentrant region, and however deep; without gradients nothing is refused."""
+    x = torch.randn(2, 3, requires_grad=True)
+    net = Net("reentrant")
+    model = il.Model(net)
+    with model.trace() as tracer:
+        with tracer.invoke(x[:1]):
+            model.b.output  # noqa: B018
+        with tracer.invoke(x[1:]):
+            model.b.output[:] = 1
+            loss = model.output.sum()
+    with pytest.raises(TraceError, match="cannot repeat it"):
+        loss.backward()
+    net.twice = lambda y: checkpoint(nn.Sequential(net.b, nn.Tanh()), y, use_reentrant=True)  # type: ignore[method-assign]
+    stored = model.edit(lambda model: setattr(model.b, "output", model.b.output * 2))
+    with stored.trace(x):
+        loss = stored.output.sum()
+    with pytest.raises(TraceError, match="cannot repeat it"):
+        loss.backward()
+    with torch.no_grad(), stored.trace(x):
+        assert stored.output is not None
+
+
 def test_edits_of_what_the_model_has_left_are_refused() -> None:
     """Fact 13."""
 
@@ -220,7 +265,15 @@ def test_gradient_checkpointing_of_transformers(name: str) -> None:
         with model.trace(input_ids=torch.arange(6).reshape(1, 6), use_cache=False):
             block.mlp.output[:, -1] = 0.5
             loss = model.output.logits.square().sum()
+            if mode == "reentrant":
+                with pytest.raises(TraceError, match="use_reentrant': False"):
+                    loss.backward(retain_graph=True)
         if mode == "reentrant":
+            with (
+                pytest.raises(TraceError, match="use_reentrant': False"),
+                il.backward(loss, retain_graph=True),
+            ):
+                pass
             with pytest.raises(TraceError, match="use_reentrant': False"):
                 loss.backward()
         else:
