@@ -286,11 +286,11 @@ class Recomputes(torch.autograd.Function):
     """A checkpoint of one's own, in the newer style: its forward has no context."""
 
     @staticmethod
-    def forward(x: Tensor, call: Any, *parameters: Tensor) -> Any:  # noqa: ARG004
+    def forward(x: Tensor, call: Any, *parameters: Tensor) -> Any:
         return call(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.save_for_backward(inputs[0])
         ctx.call, ctx.parameters = inputs[1], inputs[2:]
 
@@ -366,7 +366,7 @@ def test_functions_that_may_recompute_refuse_the_backward(name: str, function: A
             with pytest.raises(TraceError, match="cannot repeat it"):
                 loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
         with pytest.raises(TraceError, match="cannot repeat it"):
-            torch.autograd.grad(loss, [*net.parameters()][0], retain_graph=True)
+            torch.autograd.grad(loss, next(iter(net.parameters())), retain_graph=True)
         with pytest.raises(TraceError, match="cannot repeat it"), il.backward(loss):
             pass
     with torch.no_grad(), model.trace(x):
