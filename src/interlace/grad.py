@@ -202,21 +202,13 @@ class Backward:
             )
 
     def _refuse_passed(self, tensor: torch.Tensor, node: Any) -> None:
-        here = self._flow
-        assert here is not None
-        current = here.edge[0]
-        if (
-            not graph.is_leaf(node)
-            and not graph.is_leaf(current)
-            and node._sequence_nr() < current._sequence_nr()
-        ):
-            positions = self._positions
-            if positions is None:
+        assert self._flow is not None and self._tensor is not None
+        current, known = self._flow.edge[0], self._positions
+        if known is None:
+            leaf = graph.is_leaf(node) or graph.is_leaf(current)
+            if not leaf and node._sequence_nr() < current._sequence_nr():
                 return  # made before, so reached after
-        if self._positions is None:
-            assert self._tensor is not None
-            self._positions = graph.order(graph.edge(self._tensor)[0])
-        known = self._positions
+            known = self._positions = graph.order(graph.edge(self._tensor)[0])
         if known.get(node, len(known)) < known.get(current, -1):
             raise OrderError(_passed(tensor))
 
