@@ -202,7 +202,8 @@ class Backward:
             )
 
     def _refuse_passed(self, tensor: torch.Tensor, node: Any) -> None:
-        assert self._flow is not None and self._tensor is not None
+        assert self._flow is not None
+        assert self._tensor is not None
         current, known = self._flow.edge[0], self._positions
         if known is None:
             leaf = graph.is_leaf(node) or graph.is_leaf(current)
