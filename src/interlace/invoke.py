@@ -149,7 +149,8 @@ class Prompts:
         made = []
         for given, body, name in zip(self._inputs, self._bodies, self._names, strict=True):
             own = None if given is None else next(left)
-            made.append(part(trace, body, None if own is None or own.size == own.total else own, name))
+            own = None if own is None or own.size == own.total else own
+            made.append(part(trace, body, own, name, (trace._tree,)))
         return made
 
     def close(self) -> None:
@@ -166,8 +167,18 @@ class Prompts:
         self._promises.clear()
 
 
-def part(trace: "Trace", body: Callable[[], Any], rows: Rows | None, name: str, *trees: Any) -> Worker:
-    """A worker whose requests go to a trace of its own, which is a part of another one."""
+def part(
+    trace: "Trace", body: Callable[[], Any], rows: Rows | None, name: str, trees: tuple[Any, ...]
+) -> Worker:
+    """A worker whose requests go to a trace of its own, which is a part of another one.
+
+    Args:
+        trace: The one that it is a part of; all parts of it may take turns in any order.
+        body: Runs the block.
+        rows: The rows that are the block's own; None for all.
+        name: What errors call it.
+        trees: Whose envoys the block asks.
+    """
     own = trace._part()
 
     def serve(worker: Worker) -> Any:
@@ -178,7 +189,7 @@ def part(trace: "Trace", body: Callable[[], Any], rows: Rows | None, name: str, 
             own._unserve(trees)
             worker.trace = None
 
-    worker = Worker(serve, rows, name)
+    worker = Worker(serve, rows, name, trace.owner)
     worker.trace = own
     return worker
 
