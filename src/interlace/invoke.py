@@ -160,7 +160,9 @@ class Prompts:
         for frame, promises in self._promises.values():
             kept = {id(promise): promise._values[0] for promise in promises if promise._values}
             here = held(frame).items()
-            write(frame, {name: kept[id(value)] for name, value in here if id(value) in kept})
+            found = {name: kept[id(value)] for name, value in here if id(value) in kept}
+            if found:
+                write(frame, found)
         self._families.clear()
         self._templates.clear()
         self._bodies.clear()

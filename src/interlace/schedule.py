@@ -119,10 +119,12 @@ class Schedule:
 
     def expect(self, worker: Worker, want: Want) -> None:
         """Note that a worker waits for a visit, and have its site report."""
-        waiting = self._waiting.setdefault(want, [])
-        if not waiting:
+        waiting = self._waiting
+        if want in waiting:
+            waiting[want].append(worker)
+        else:
+            waiting[want] = [worker]
             self._report(want[0], want[2])
-        waiting.append(worker)
 
     def _report(self, key: Any, port: Port) -> None:
         site = key, port
@@ -178,18 +180,19 @@ class Schedule:
         """Resume workers that can go on, until none can; earlier ones first."""
         if len(ready) > 1:
             ready.sort(key=_place)
+        live = self.live
         while ready:
             worker = ready.pop(0)
             worker.want = None
-            if worker.rows is None and self.views:  # it sees what those before it wrote
-                assert self.live is not None
-                join(self.live, self.views, again=True)
+            if self.views and worker.rows is None:  # it sees what those before it wrote
+                assert live is not None
+                join(live, self.views, again=True)
             switch = worker.switch
             switch.resume()
             if worker.tells is not None:
                 self._tell(worker)
-            if self.live is not None and _grad():
-                worker.note(self.live)
+            if live is not None and _grad():
+                worker.note(live)
             if switch.error is not None:
                 self.error, switch.error = switch.error, None
                 raise RunEnded

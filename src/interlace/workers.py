@@ -324,10 +324,10 @@ class Worker:
             sys.settrace(own)
 
     def _own(self, visit: Visit) -> RowVisit:
-        view, views = self._view, self.schedule.views
+        view, views, rows = self._view, self.schedule.views, self.rows
         if view is None or view.visit is not visit or view not in views:  # at the output it has new pieces
-            assert self.rows is not None
-            view = self._view = RowVisit(visit, self.rows)
+            assert rows is not None
+            view = self._view = RowVisit(visit, rows)
             views.append(view)
         return view
 

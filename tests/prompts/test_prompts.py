@@ -120,6 +120,20 @@ def test_accumulators_lose_no_update(model: il.Model, net: nn.Sequential) -> Non
     assert count == 3
 
 
+def test_what_an_earlier_block_changed_in_place_is_not_looked_for_in_a_later_one(model: il.Model) -> None:
+    """S-74: names follow program order, also where the earlier block bound the same object again."""
+    total, best = torch.zeros(()), torch.zeros(())
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            total += 1
+        with tracer.invoke(X):
+            best = total * 1
+        with tracer.invoke(X):
+            best = best + model[0].output.detach().sum() * 0
+            total += 1
+    assert (float(total), float(best)) == (2, 1)
+
+
 def test_a_dependency_that_no_order_can_meet_names_both_blocks(model: il.Model) -> None:
     """S-80: the second block needs a value from below a site that it wants to write."""
     line = sys._getframe().f_lineno
