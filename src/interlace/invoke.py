@@ -186,7 +186,11 @@ def part(
     def serve(worker: Worker) -> Any:
         own._serve(worker, frames.Owner(sys._getframe()), trees)
         try:
-            return body()
+            result = body()
+            if worker.pending:  # edits in place that go back when the model goes on
+                worker.settle()
+                worker.pending.clear()
+            return result
         finally:
             own._unserve(trees)
             worker.trace = None
