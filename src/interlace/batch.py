@@ -32,7 +32,9 @@ def concatenate(inputs: list[Input]) -> Batch:
     sizes = [_rows(given, number) for number, given in enumerate(inputs)]
     first_args, first_kwargs = inputs[0]
     for number, (args, kwargs) in enumerate(inputs):
-        if len(args) != len(first_args) or (kwargs or first_kwargs) and kwargs.keys() != first_kwargs.keys():
+        if len(args) != len(first_args) or (
+            (kwargs or first_kwargs) and kwargs.keys() != first_kwargs.keys()
+        ):
             raise InputError(
                 f"The inputs of invoke 0 and invoke {number} cannot be combined: one has {_fields(inputs[0])}, the "
                 f"other {_fields((args, kwargs))}."

@@ -117,7 +117,9 @@ Part = tuple[Piece, Any, Any]
 def _splice(whole: Any, parts: list[Part]) -> Any:
     inside = trees.children(whole)
     if inside is None:
-        return _splice_leaf(whole, [(piece.rows, value) for piece, base, value in parts if piece.touched(base, value)])
+        return _splice_leaf(
+            whole, [(piece.rows, value) for piece, base, value in parts if piece.touched(base, value)]
+        )
     below: list[list[Part]] = [[] for _ in inside]
     for piece, base, value in parts:
         own, old = trees.children(value), trees.children(base)
@@ -134,19 +136,17 @@ def _splice(whole: Any, parts: list[Part]) -> Any:
 def _splice_leaf(whole: Any, changed: list[tuple[Rows, Any]]) -> Any:
     if not changed:
         return whole
-    if not changed[0][0].has(whole):
+    if not changed[0][0].has(whole) or not all(isinstance(value, torch.Tensor) for _, value in changed):
         return changed[-1][1]
     if len(changed) > 1:
         changed.sort(key=_start)
-    pieces, at, total = [], 0, changed[0][0].total
+    pieces, at = [], 0
     for rows, value in changed:
-        if not isinstance(value, torch.Tensor):
-            return changed[-1][1]
         if rows.start > at:
             pieces.append(whole[at : rows.start])
         pieces.append(value)
         at = rows.start + rows.size
-    if at < total:
+    if at < rows.total:
         pieces.append(whole[at:])
     try:
         return torch.cat(pieces)

@@ -348,7 +348,8 @@ def _is_coverage(tracer: Any) -> bool:
 
 
 _OPERATORS = frozenset(
-    kind.__init__.__code__.co_filename for kind in (torch._ops.OpOverload, torch._library.custom_ops.CustomOpDef)
+    kind.__init__.__code__.co_filename
+    for kind in (torch._ops.OpOverload, torch._library.custom_ops.CustomOpDef)
 )
 """The files of torch whose code runs an operator that is written in Python."""
 
