@@ -254,11 +254,11 @@ class Trace:
 
     def _serve(self, worker: Worker, owner: frames.Owner, trees: tuple[Tree, ...]) -> None:
         self._run, self._steps, self.owner = worker, Steps(worker, self._pace()), owner  # type: ignore[assignment, arg-type]
-        for tree in (self._tree, *trees):
+        for tree in trees:
             tree.opened(owner, self)
 
     def _unserve(self, trees: tuple[Tree, ...]) -> None:
-        for tree in (self._tree, *trees):
+        for tree in trees:
             tree.closed(self.owner, self)
         if self._run is not None:
             self._tree.remember(self._run.reads)
