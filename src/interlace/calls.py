@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from interlace.errors import InputError
 from interlace.frames import with_follows
 from interlace.rows import Rows
@@ -51,11 +53,19 @@ def placed(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str
     """The call on prepared input, moved to where the model is."""
     device = envoy._tree.device()
     if device is not None and device.type != "meta":
-        for tensor in tensors((args, kwargs)):
-            if tensor.device != device:
-                args, kwargs = map_tensors(lambda tensor: tensor.to(device), (args, kwargs))
-                break
+        values = (*args, *kwargs.values()) if kwargs else args
+        if any(value is not None and _is_elsewhere(value, device) for value in values):
+            args, kwargs = map_tensors(lambda tensor: tensor.to(device), (args, kwargs))
     return partial(resolve(envoy, fn), *args, **kwargs)
+
+
+def _is_elsewhere(value: Any, device: torch.device) -> bool:
+    """Whether a tensor, or one inside of a nested value, is on another device."""
+    if isinstance(value, torch.Tensor):
+        return value.device != device
+    return not isinstance(value, (bool, int, float, str)) and any(
+        tensor.device != device for tensor in tensors(value)
+    )
 
 
 class Given:

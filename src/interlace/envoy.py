@@ -139,8 +139,12 @@ class Envoy:
 
     @output.setter
     def output(self, value: Any) -> None:
-        visit = self._at("output", "output")
-        visit.result = replace(visit.result, value, f"{self._path}.output")
+        tree, frame = self._tree, sys._getframe(1)
+        trace = tree.trace_at(frame) or tree.trace_for(frame, f"`{spell(self._path)}.output`")
+        if self._fused:
+            trace.unfuse(self._module)
+        visit = trace.visit(self._site, "output")
+        visit.result = replace(visit.result, value, self._path, ".output")
 
     @property
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

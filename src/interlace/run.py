@@ -6,7 +6,7 @@ does not know modules, and the tap of a module tells it only what happens (`reac
 """
 
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any
 
@@ -61,11 +61,22 @@ FEW = 16
 """How many calls are looked through in the notes themselves before they are counted."""
 
 
-def _times(key: Any, noted: list[Any], counts: Counter[Any]) -> int:
+Counts = defaultdict[Any, int]
+
+
+def _count(noted: list[Any], counts: Counts) -> Counts:
+    """Count what has been noted."""
+    if noted:
+        for key, times in Counter(noted).items():
+            counts[key] += times
+        noted.clear()
+    return counts
+
+
+def _times(key: Any, noted: list[Any], counts: Counts) -> int:
     """How often a key has been noted or counted."""
     if len(noted) > FEW:
-        counts.update(noted)
-        noted.clear()
+        _count(noted, counts)
         return counts.get(key, 0)
     return counts.get(key, 0) + noted.count(key)
 
@@ -99,8 +110,8 @@ class Run:
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.tally = tally = Tally()
-        self._starts: Counter[Any] = Counter()
-        self._ends: Counter[Any] = Counter()
+        self._starts: Counts = defaultdict(int)
+        self._ends: Counts = defaultdict(int)
         self._asked: dict[Port, Any] = {"input": tally.before, "output": tally.after}
         self.watchers: dict[tuple[Any, Port], list[Watcher]] = {}
         self.recorders: list[tuple[Container[Any], Port, Watcher]] = []
@@ -126,20 +137,14 @@ class Run:
         self.switch = Switch(self._model, self)
 
     @property
-    def starts(self) -> Counter[Any]:
+    def starts(self) -> Counts:
         """How often each site has been entered, by key."""
-        return self._counted(self.tally.entered, self._starts)
+        return _count(self.tally.entered, self._starts)
 
     @property
-    def ends(self) -> Counter[Any]:
+    def ends(self) -> Counts:
         """How often each site has been left, by key."""
-        return self._counted(self.tally.left, self._ends)
-
-    @staticmethod
-    def _counted(noted: list[Any], counts: Counter[Any]) -> Counter[Any]:
-        counts.update(noted)
-        noted.clear()
-        return counts
+        return _count(self.tally.left, self._ends)
 
     def count(self) -> None:
         """Count what has been noted, for notes take memory."""
@@ -236,7 +241,7 @@ class Run:
         if self.known is not None:
             new.update(self.known())
             self.known = None
-        new.difference_update([key for key in new if key in ends])
+        new.difference_update([key for key in new if ends.get(key)])
         return new
 
     def learn(self, keys: Iterable[Any]) -> None:
@@ -394,7 +399,8 @@ class Run:
 
     def leave(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Report a call that has been made, and return what the model goes on with."""
-        visit = Visit(key, _times(key, self.tally.left, self._ends) - 1, args, kwargs, "output", result)
+        number = self._ends.get(key, 0) + self.tally.left.count(key) - 1
+        visit = Visit(key, number, args, kwargs, "output", result)
         self._arrive(visit, "output")
         return visit.result
 

@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from operator import methodcaller
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 REMEMBERED = 16
 """Of how many traces a tree remembers, weakly, what was read in them."""
+
+
+_values = methodcaller("values")  # scripted modules hold their children in a class of their own
 
 
 class Opened:
@@ -95,7 +99,8 @@ class Tree:
         self._outline: tuple[Taps, Outline] | None = None
         self._read: deque[dict[Key, Any]] = deque(maxlen=REMEMBERED)
         self._leaves: list[dict[str, Any]] = []
-        self._inner: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
+        self._inner: list[dict[str, Any]] = []
+        self._kids: list[tuple[Any, ...]] = []
         self._parameter: tuple[dict[str, nn.Parameter | None], str] | None = None
 
     def twin(self) -> "Tree":
@@ -211,11 +216,7 @@ class Tree:
     def taps(self) -> Taps:
         """The taps of all modules, renewed when the model's structure has changed."""
         taps = self._taps
-        if (
-            taps is None
-            or any(self._leaves)
-            or any(tuple(held.values()) != kids for held, kids in self._inner)
-        ):
+        if taps is None or any(self._leaves) or list(map(tuple, map(_values, self._inner))) != self._kids:
             taps = self._survey()
         return taps
 
@@ -232,9 +233,8 @@ class Tree:
         if "torch._dynamo" in sys.modules:  # a part of the model may be compiled
             pass_dynamo()
         self._leaves = [module._modules for module in modules if not module._modules]
-        self._inner = [
-            (module._modules, tuple(module._modules.values())) for module in modules if module._modules
-        ]
+        self._inner = [module._modules for module in modules if module._modules]
+        self._kids = list(map(tuple, map(_values, self._inner)))
         owners = ((held._parameters, name) for held in modules for name in held._parameters.keys())  # noqa: SIM118
         self._parameter = next(((held, name) for held, name in owners if held[name] is not None), None)
         self._follow()

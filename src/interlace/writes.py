@@ -35,8 +35,14 @@ def insist(value: Any) -> Any:
     return Insisted(value)
 
 
-def replace(old: Any, new: Any, where: str) -> Any:
+def replace(old: Any, new: Any, where: str, feature: str = "") -> Any:
     """What the model goes on with when `new` is written where `old` stood.
+
+    Args:
+        old: What stood there.
+        new: What is written.
+        where: The place, for an error.
+        feature: The rest of the place; apart, since text that nobody reads takes time.
 
     Raises:
         WriteError: Structure, shape, dtype or device differ.
@@ -51,7 +57,7 @@ def replace(old: Any, new: Any, where: str) -> Any:
     why = mismatch(old, new)
     if why is not None:
         raise WriteError(
-            f"`{spell(where)}` cannot be replaced: {why}.\n"
+            f"`{spell(where + feature)}` cannot be replaced: {why}.\n"
             f"Written: {describe(new)}. Replaced: {describe(old)}.\n"
             "To write it all the same: `il.insist(value)`."
         )
