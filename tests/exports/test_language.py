@@ -173,7 +173,7 @@ def test_another_model_of_the_same_architecture(tmp_path: Path) -> None:
         small.import_edits("last", tmp_path)
     llama = il.LanguageModel(tiny.ready("llama"), tokenizer=tiny.tokenizer())
     with pytest.raises(
-        ExportError, match=r"need `transformer\.h\.0`.*\n.*made for a transformers.*GPT2LMHeadModel"
+        ExportError, match=r"need `transformer\.h\.0\.mlp`.*\n.*made for a transformers.*GPT2LMHeadModel"
     ):
         llama.import_edits("first", tmp_path)
     assert small._tree.edits == before
