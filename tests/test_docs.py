@@ -144,6 +144,17 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(listed) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
 
 
+def test_every_dependency_has_its_reason() -> None:
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = settings[: settings.index("[project.scripts]")]
+    asked = set(re.findall(r'"([A-Za-z][\w-]+(?:\[python\])?)>=', project))
+    assert len(asked) > 15
+    page = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
+    assert asked == set(
+        re.findall(r"`([\w\[\]-]+)`", "".join(re.findall(r"^\|([^|]+)\|", page, re.MULTILINE)))
+    )
+
+
 def modules() -> list[str]:
     walked = pkgutil.walk_packages(interlace.__path__, "interlace.")
     return ["interlace", *sorted(found.name for found in walked if not found.name.endswith("__main__"))]
