@@ -288,6 +288,13 @@ def test_a_cache_is_there_while_the_block_runs(model: il.Model) -> None:
     assert "paused" not in repr(cache)
 
 
+def test_a_cache_opened_too_late_says_so(model: il.Model) -> None:
+    said = r"`model.h\[0\].mlp` was listed in a cache and not reached from then on: the model had started"
+    with pytest.warns(InterlaceWarning, match=said), model.trace(ids()) as tracer:  # noqa: PT031
+        model.h[1].output  # noqa: B018
+        tracer.cache(model.h[0].mlp)
+
+
 def test_a_cache_opened_on_the_way_has_what_comes_after(model: il.Model) -> None:
     with model.trace(ids()) as tracer:
         model.h[0].output  # noqa: B018
@@ -424,6 +431,7 @@ def test_only_floating_point_changes_its_type() -> None:
             {"positions": -1, "modules": "attn"},
             r"Which axis of a Tensor\(2, 2, 5, 5\).*\nSay it, `pos_axis=2`",
         ),
+        ({"dtype": "float16"}, r"`dtype=` is a dtype of torch, such as torch.float16, not 'float16'"),
         ({"dtype": torch.int64}, "`dtype=` is what floating-point values become"),
         ({"pos_axis": 1}, "`pos_axis=` says where `positions=` are; give both"),
         ({"positions": ["a"]}, "an int, a slice or several ints"),

@@ -123,6 +123,38 @@ def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         run(block, vars(module))
 
 
+def test_the_api_page_has_every_public_name() -> None:
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^::: interlace\.(\w+)", page, re.MULTILINE)) | {"__version__"}
+    assert set(interlace.__all__) <= named
+
+
+def test_the_page_of_errors_has_each() -> None:
+    page = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+    known = vars(interlace.errors).items()
+    errors = {name for name, value in known if getattr(value, "__module__", "") == "interlace.errors"}
+    errors = {name for name in errors if name[0].isupper()} - {"RunEnded"}
+    assert errors <= set(re.findall(r"\w+", page))
+    for error in errors - {"InterlaceError", "NoExportError"}:
+        assert f"\n## {error}: " in page
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_every_dependency_has_its_reason() -> None:
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = settings[: settings.index("[project.scripts]")]
+    asked = set(re.findall(r'"([A-Za-z][\w-]+(?:\[python\])?)>=', project))
+    assert len(asked) > 15
+    page = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
+    assert asked == set(
+        re.findall(r"`([\w\[\]-]+)`", "".join(re.findall(r"^\|([^|]+)\|", page, re.MULTILINE)))
+    )
+
+
 def modules() -> list[str]:
     walked = pkgutil.walk_packages(interlace.__path__, "interlace.")
     return ["interlace", *sorted(found.name for found in walked if not found.name.endswith("__main__"))]

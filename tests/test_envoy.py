@@ -67,6 +67,10 @@ def test_envoys_are_made_when_first_asked_for() -> None:
 def test_only_modules_are_wrapped() -> None:
     with pytest.raises(TypeError, match=r"torch\.nn\.Module, not for function"):
         il.Model(lambda x: x)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"not for Model. It is wrapped already"):
+        il.Model(il.Model(nn.ReLU()))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r'not for str. A name goes to `il.LanguageModel\("..."\)`'):
+        il.Model("gpt2")  # type: ignore[arg-type]
 
 
 def test_several_trees_of_one_model_are_independent(net: Transformer) -> None:

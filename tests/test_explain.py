@@ -95,6 +95,9 @@ def test_the_table(model: il.Model) -> None:
     with model.explain(models.ids()) as plan:
         model.h[1].output  # noqa: B018
     assert repr(plan).endswith("The block works as it is written.")
+    assert repr(model.explain(models.ids())).startswith(
+        "A plan of nothing yet: `with model.explain(x) as plan:`"
+    )
 
 
 def test_what_is_kept(model: il.Model) -> None:

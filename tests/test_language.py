@@ -131,6 +131,11 @@ def test_a_ready_model_without_a_tokenizer() -> None:
     assert logits.shape == (2, 2, 21)
 
 
+def test_what_names_no_model_is_not_asked_of_the_hub() -> None:
+    with pytest.raises(TypeError, match=r"hub id, its path, or ready, not by int"):
+        il.LanguageModel(3)  # type: ignore[arg-type]
+
+
 def test_a_ready_model_takes_no_loading_arguments() -> None:
     with pytest.raises(TypeError, match="takes no revision"):
         il.LanguageModel(ready("gpt2"), revision="main")

@@ -371,7 +371,7 @@ def test_sites_have_short_names_and_misses_name_the_nearest(acts: il.Recording) 
     for name in ("model.h.1.output", "h.1.output", "h[1]", "model.h[1]", "1"):
         assert acts[name].name == "model.h.1.output"
         assert name in acts
-    with pytest.raises(CacheMissError, match=r"There is no `h\.2`"):
+    with pytest.raises(CacheMissError, match=r"There is no `h\.2`.*\nIt has `model\.h\.0\.output`, `model"):
         acts["h.2"]
     assert "h.2" not in acts
     with pytest.raises(

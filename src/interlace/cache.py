@@ -53,6 +53,7 @@ class Cache(Mapping[str, Cached]):
         self._run: weakref.ref[Run] | None = None
         self._over = ""
         self._reports = True
+        self._late = False
 
     # -- while the model runs ------------------------------------------------------------------------------------
 
@@ -73,7 +74,8 @@ class Cache(Mapping[str, Cached]):
         self._on_the_way.clear()
         for port in self._ports:
             run.record(keys, port, self._recorder(port))
-        self._run = weakref.ref(trace.model_run)
+        self._run = weakref.ref(model_run := trace.model_run)
+        self._late = model_run.switch.started
 
     def _unfuse(self, trace: "Trace", wanted: Wanted) -> None:
         """Have torch come past modules that it may run as one operation, as it does where there are hooks."""
@@ -126,8 +128,13 @@ class Cache(Mapping[str, Cached]):
             some = ", ".join(unreached[:4]) + (
                 f" and {len(unreached) - 4} more" if len(unreached) > 4 else ""
             )
+            why = (
+                "not reached from then on: the model had started. Open the cache above what asks for a value."
+                if self._late
+                else "never reached: the model finished without calling it."
+            )
             warnings.warn(
-                f"{some} was listed in a cache and never reached: the model finished without calling it.",
+                f"{some} was listed in a cache and {why}",
                 InterlaceWarning,
                 stacklevel=outside(),
             )

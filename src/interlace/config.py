@@ -1,17 +1,4 @@
-"""Settings: one object, `interlace.config`, read from the environment and from a file of the user's.
-
-| setting    | environment          | meaning                                                              |
-|------------|----------------------|----------------------------------------------------------------------|
-| `checks`   | `INTERLACE_CHECKS`   | writes are compared with what they replace                           |
-| `progress` | `INTERLACE_PROGRESS` | progress bars on what takes longer than a second                     |
-| `cache_dir`| `INTERLACE_CACHE_DIR`| where files that the library makes are kept                          |
-| `host`     | `INTERLACE_HOST`     | address of a remote server                                           |
-| `api_key`  | `INTERLACE_API_KEY`  | key for it                                                           |
-| `full_tracebacks` | `INTERLACE_FULL_TRACEBACKS` | errors show the library's own frames too               |
-
-The file is `config.json` in the configuration folder (`INTERLACE_CONFIG`, default `~/.config/interlace`); the
-environment wins over it.
-"""
+"""Settings: one object, `interlace.config`, read from the environment and from a file of the user's."""
 
 import json
 import os
@@ -32,6 +19,18 @@ _DEFAULTS: dict[str, Any] = {
 
 class Config:
     """The settings of this process.
+
+    | setting    | environment          | meaning                                                              |
+    |------------|----------------------|----------------------------------------------------------------------|
+    | `checks`   | `INTERLACE_CHECKS`   | writes are compared with what they replace                           |
+    | `progress` | `INTERLACE_PROGRESS` | progress bars on what takes longer than a second                     |
+    | `cache_dir`| `INTERLACE_CACHE_DIR`| where files that the library makes are kept                          |
+    | `host`     | `INTERLACE_HOST`     | address of a remote server                                           |
+    | `api_key`  | `INTERLACE_API_KEY`  | key for it                                                           |
+    | `full_tracebacks` | `INTERLACE_FULL_TRACEBACKS` | errors show the library's own frames too               |
+
+    The file is `config.json` in the configuration folder (`INTERLACE_CONFIG`, default `~/.config/interlace`); the
+    environment wins over it.
 
     >>> import interlace as il
     >>> il.config.checks

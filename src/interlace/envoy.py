@@ -82,7 +82,11 @@ class Envoy:
         self, module: nn.Module, path: str = "model", rename: Aliases | None = None, envoys: Any = None
     ) -> None:
         if not isinstance(module, nn.Module):
-            raise TypeError(f"An envoy stands for a torch.nn.Module, not for {type(module).__name__}.")
+            raise TypeError(
+                f"An envoy stands for a torch.nn.Module, not for {type(module).__name__}."
+                + (" It is wrapped already." if isinstance(module, Envoy) else "")
+                + (' A name goes to `il.LanguageModel("...")`.' if isinstance(module, str) else "")
+            )
         envoys = type(self).envoys if envoys is None else envoys
         for cls in envoys.values() if isinstance(envoys, Mapping) else [envoys] if envoys is not None else []:
             if not (isinstance(cls, type) and issubclass(cls, Envoy)):

@@ -5,6 +5,7 @@
     │   ├── OutsideTraceError (ValueError)    a value was asked for where no trace of the model is open
     │   ├── OrderError (ValueError)           the visit that was asked for has passed
     │   ├── NotReachedError (ValueError)      the run ended before the visit that was asked for
+    │   ├── CaptureError                      a `with` block that must run later cannot be made into a function
     │   ├── ScanError                         a scan met what depends on the values of tensors
     │   └── ThreadError                       a trace was used from another thread than its own
     ├── WriteError (ValueError)               a replacement does not fit what it replaces
@@ -46,6 +47,10 @@ class OrderError(TraceError, ValueError):
 
 class NotReachedError(TraceError, ValueError):
     """The run ended before the visit that was asked for."""
+
+
+class CaptureError(TraceError):
+    """A `with` block that must run later cannot be made into a function. Nothing of it has run."""
 
 
 class ScanError(TraceError):

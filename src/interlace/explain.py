@@ -267,6 +267,8 @@ class Plan(Scan):
     # -- what is shown ---------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
+        if self._call is not None:
+            return "A plan of nothing yet: `with model.explain(x) as plan:`, or `model.explain(function, x)`."
         rows = [("", "request", "", "value", "bytes", "kept", "line")]
         for number, request in enumerate(self.requests):
             visit = f" (visit {request.visit})" if request.visit else ""

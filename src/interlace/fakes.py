@@ -178,7 +178,7 @@ class Fakes(TorchFunctionMode):
             fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
             if isinstance(tensor, torch.nn.Parameter):
                 return torch.nn.Parameter(fake, tensor.requires_grad)
-            return fake.requires_grad_(tensor.requires_grad)
+            return fake.requires_grad_() if tensor.requires_grad else fake  # `vmap` refuses to be asked
 
     @contextmanager
     def _aside(self) -> Iterator[None]:

@@ -33,6 +33,8 @@ def keeper(
     Raises:
         InputError: `dtype` is none of floating point, or no positions are given for `pos_axis`.
     """
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise InputError(f"`dtype=` is a dtype of torch, such as torch.float16, not {dtype!r}.")
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"`dtype=` is what floating-point values become, so it is not {dtype}.")
     if positions is None and pos_axis is not None:

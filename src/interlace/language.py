@@ -129,6 +129,10 @@ class LanguageModel(Model):
             if kwargs:
                 raise TypeError(f"A model that is ready is not loaded, so it takes no {', '.join(kwargs)}.")
             module = model
+        elif not isinstance(model, (str, os.PathLike)):
+            raise TypeError(
+                f"A language model is given by its hub id, its path, or ready, not by {type(model).__name__}."
+            )
         else:
             source, auto = str(model), auto_class(automodel)
             loader = partial(auto.from_pretrained, source, **kwargs)

@@ -183,7 +183,8 @@ class Recording(Mapping[str, Labelled]):
             if found:
                 several = " or ".join(f"`{array.name}`" for array in found[:3])
                 raise CacheMissError(f"`{site}` in {self.folder} may be {several}: say more of the path.")
-        raise CacheMissError(f"There is no `{site}` in {self.folder}.{nearest(path, known)}")
+        some = ", ".join(f"`{name}`" for name in list(known)[:6]) + ", ..." * (len(known) > 6)
+        raise CacheMissError(f"There is no `{site}` in {self.folder}.{nearest(path, known)}\nIt has {some}.")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)

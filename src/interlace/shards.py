@@ -105,7 +105,10 @@ class Shards:
         try:
             index = json.loads((path / INDEX).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise RecordingError(f"There is no {kind} in {path}: it has no {INDEX}.") from None
+            raise RecordingError(
+                f"There is no {kind} in {path}: it has no {INDEX}.\n"
+                "`model.record(dataset, sites, folder)` writes a recording, `tracer.cache(..., to=folder)` a cache."
+            ) from None
         except ValueError as error:
             raise RecordingError(f"{path / INDEX} is damaged: {error}. {_REMEDY}") from error
         if not isinstance(index, dict) or not index.keys() >= {

@@ -45,7 +45,7 @@ def test_edits_are_kept_beside_the_model(hub: Path) -> None:
     model = load(hub)
     edited = model.edit(favor)
     with edited.edit(inplace=True):
-        edited.transformer.h[0].output *= 2
+        edited.transformer.h[0].mlp.output *= 2
     folder = edited.export_edits()
     assert folder == hub / "models--some-lab--tiny-gpt2/interlace/__default__"
     model.edit(lambda m: m.lm_head.output[..., 6].fill_(1e4)).export_edits(variant="six")
@@ -156,24 +156,24 @@ def test_another_model_of_the_same_architecture(tmp_path: Path) -> None:
     small = il.LanguageModel(tiny.ready("gpt2"), tokenizer=tiny.tokenizer())
     last = 3
     with il.demo_model().edit() as edited:
-        edited.transformer.h[0].output *= 2
+        edited.transformer.h[0].mlp.output *= 2
     edited.export_edits("first", tmp_path)
     small.import_edits("first", tmp_path)
     with torch.no_grad():
         expected = il.LanguageModel(small._module, tokenizer=small.tokenizer)
         with expected.trace("a b"):
-            expected.transformer.h[0].output *= 2
+            expected.transformer.h[0].mlp.output *= 2
             logits = expected.output.logits
         assert torch.equal(small("a b").logits, logits)
     with il.demo_model().edit() as edited:
-        edited.transformer.h[last].output *= 2
+        edited.transformer.h[last].mlp.output *= 2
     edited.export_edits("last", tmp_path)
     before = list(small._tree.edits)
-    with pytest.raises(ExportError, match=r"need `transformer\.h\.3`: this model has no module"):
+    with pytest.raises(ExportError, match=r"need `transformer\.h\.3\.mlp`: this model has no module"):
         small.import_edits("last", tmp_path)
     llama = il.LanguageModel(tiny.ready("llama"), tokenizer=tiny.tokenizer())
     with pytest.raises(
-        ExportError, match=r"need `transformer\.h\.0`.*\n.*made for a transformers.*GPT2LMHeadModel"
+        ExportError, match=r"need `transformer\.h\.0\.mlp`.*\n.*made for a transformers.*GPT2LMHeadModel"
     ):
         llama.import_edits("first", tmp_path)
     assert small._tree.edits == before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -37,6 +39,16 @@ def test_a_copy_is_edited_and_the_original_stays_clean(model: il.Model, net: nn.
             traced = changed.output
         assert (traced == 2).all()
     torch.testing.assert_close(model(X), net(X))
+
+
+@pytest.mark.parametrize("what", [3, lambda: None, lambda model, more: None])
+def test_what_is_no_edit_is_refused(model: il.Model, what: Any) -> None:
+    """S-39: where it is written, and not in every later run."""
+    with pytest.raises(
+        TypeError, match=r"function of one argument, the model, not .*\nWrite `model.edit\(lambda"
+    ):
+        model.edit(what)
+    assert not model._tree.edits
 
 
 def test_edits_stack_in_order_and_are_cleared(model: il.Model, net: nn.Sequential) -> None:

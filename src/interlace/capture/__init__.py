@@ -7,10 +7,10 @@ machine. Each of them takes a plain function as well; this part serves their `wi
 from interlace.capture.around import held, write
 from interlace.capture.bindings import Bindings
 from interlace.capture.body import Body, Bound, Template, again, capture
-from interlace.capture.fault import CaptureError
 from interlace.capture.find import block_of
 from interlace.capture.scope import Family, Scope
 from interlace.capture.skip import Skipped
+from interlace.errors import CaptureError
 
 __all__ = [
     "Bindings",

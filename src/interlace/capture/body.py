@@ -12,10 +12,10 @@ from typing import Any
 from interlace.capture import around, skip
 from interlace.capture.bindings import Bindings, loads
 from interlace.capture.check import check
-from interlace.capture.fault import CaptureError
 from interlace.capture.find import FUNCTION_FORM, Block, find
 from interlace.capture.rewrite import SCOPE, Rewrite, settle
 from interlace.capture.scope import NOTHING, Scope
+from interlace.errors import CaptureError
 from interlace.parse import compile_tree
 
 _OPTIMIZED = 0x1  # CO_OPTIMIZED
@@ -280,7 +280,7 @@ def _refuse_changed(code: CodeType, bound: set[str], block: Block) -> None:
     strange = sorted(bound.difference(code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars))
     if strange and not bound <= set(_all_names(code)):
         raise CaptureError(
-            f"the block at {code.co_filename}:{block.statement.lineno} assigns {strange[0]!r}, which the running code\n"
+            f"The block at {code.co_filename}:{block.statement.lineno} assigns {strange[0]!r}, which the running code\n"
             "does not: the file has changed since it was loaded. Load it again."
         )
 

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from types import CodeType, FrameType
 
 from interlace.capture import skip
-from interlace.capture.fault import CaptureError
+from interlace.errors import CaptureError
 from interlace.parse import parse
 
 _WITH_LINE = re.compile(r"\s*with\b")
 _IN_SOURCE = 500  # no header of a `with` is longer than that many lines
-FUNCTION_FORM = "Give a function instead (a decorator or an argument): that needs no source."
+FUNCTION_FORM = (
+    "Give a function instead (a decorator or an argument), which needs no source:\n"
+    "`@tracer.invoke(x)` over a `def`, or `model.edit(function)`."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +47,13 @@ def find(frame: FrameType, remedy: str = FUNCTION_FORM) -> Block:
     where = f"{code.co_filename}:{line}"
     if not skip.opens_block(code, offset):
         raise CaptureError(
-            f"a block that runs later must be opened by a `with` statement of its own; at {where} none is.\n{remedy}"
+            f"A block that runs later must be opened by a `with` statement of its own; at {where} none is.\n{remedy}"
         )
     linecache.checkcache(code.co_filename)
     lines = linecache.getlines(code.co_filename, frame.f_globals)
     if not lines:
         raise CaptureError(
-            f"the block at {where} must run later, and its source cannot be had: {_why(code.co_filename)}.\n{remedy}"
+            f"The block at {where} must run later, and its source cannot be had: {_why(code.co_filename)}.\n{remedy}"
         )
     for start in _candidates(lines, line):
         statement = _parse(lines, start)
@@ -58,7 +61,7 @@ def find(frame: FrameType, remedy: str = FUNCTION_FORM) -> Block:
             text = "".join(lines[start : statement.end_lineno])
             return block_of(statement, _item(statement, code, offset), where, text)
     raise CaptureError(
-        f"no `with` statement stands at {where}: has the file changed since it was loaded?\n{remedy}"
+        f"No `with` statement stands at {where}: has the file changed since it was loaded?\n{remedy}"
     )
 
 
@@ -118,7 +121,7 @@ def block_of(statement: ast.With, index: int, where: str, text: str) -> Block:
     """The block that one item of a `with` statement enters."""
     target = statement.items[index].optional_vars
     if target is not None and not isinstance(target, ast.Name):
-        raise CaptureError(f"the block at {where} must run later: bind it to a plain name after `as`.")
+        raise CaptureError(f"The block at {where} must run later: bind it to a plain name after `as`.")
     body = statement.body
     rest = statement.items[index + 1 :]
     if rest:  # `with a, b:` is `with a:` around `with b:`

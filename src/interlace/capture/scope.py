@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 
 from interlace.capture import around
-from interlace.capture.fault import CaptureError
+from interlace.errors import CaptureError
 
 NOTHING = object()
 Wait = Callable[["Scope", "Scope", str], None]
@@ -115,7 +115,7 @@ class Scope:
 
 
 def _no_wait(_asker: Scope, _maker: Scope, name: str) -> None:
-    raise CaptureError(f"{name!r} is read before the block that assigns it has run")
+    raise CaptureError(f"`{name}` is read before the block that assigns it has run.")
 
 
 class Family:
@@ -160,7 +160,7 @@ class Family:
             if any(place < asker._il_place for place in places):
                 return held  # an earlier block left it alone, or changed it in place
             raise CaptureError(
-                f"{name!r} is bound before the trace and again by a later block; the block that reads it may mean\n"
+                f"`{name}` is bound before the trace and again by a later block; the block that reads it may mean\n"
                 "either. Use two names, or write the block that assigns it first."
             )
         return next(
