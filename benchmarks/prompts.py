@@ -229,7 +229,7 @@ def capture_rows(fresh: int) -> Iterator[str]:
 
 
 def text(seconds: float = 4.0, fresh: int = 20) -> str:
-    """Two tables: several prompts and edits repeatedt hooks; what a captured block costs beside a function."""
+    """Two tables: several prompts and edits against hooks; what a captured block costs beside a function."""
     return "\n".join(
         [
             "| one run of 32 small layers | hooks, µs | interlace, µs | ratio | aim | verdict |",

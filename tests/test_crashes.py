@@ -242,6 +242,26 @@ except TraceError as error:
     assert "in one block of several" in str(error), error
 else:
     raise SystemExit("it went on")
+for wait in (lambda tracer, barrier: barrier(), lambda tracer, barrier: tracer.result):
+    ended = []
+    try:
+        with torch.no_grad(), other.trace() as tracer:
+            barrier = tracer.barrier(2)
+            @tracer.invoke(x)
+            def first():
+                ask[:] = [lambda: wait(tracer, barrier) or x]
+                try:
+                    torch.ops.crash.block(x)
+                finally:
+                    ended.append(True)
+            @tracer.invoke(x)
+            def second():
+                other[0].output
+    except TraceError as error:
+        assert "A block beside others cannot wait inside a torch operator" in str(error), error
+    else:
+        raise SystemExit("it went on")
+    assert ended
 print("alive")
 """
     )

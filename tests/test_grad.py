@@ -183,6 +183,34 @@ def test_sites_mean_what_was_read(read: tuple[il.Model, Hidden, Tensor]) -> None
     assert again.abs().sum() > 0
 
 
+def test_only_what_was_asked_for_is_remembered(read: tuple[il.Model, Hidden, Tensor]) -> None:
+    """S-90: an output without its input, an input at either port, nothing that has no gradient."""
+    model = read[0]
+    embed = model.embed._module
+    with model.trace(ids()):
+        tokens = model.embed.input
+        given = model.h[1].input
+        before = model.h[1].mlp.output  # at whose output its input can still be had
+        late = model.h[1].mlp.input
+        model.h[2].output  # noqa: B018
+        loss = total(model.output)
+    with il.backward(loss):
+        with pytest.raises(NotReachedError, match=r"`model\.h\[2\]\.input` was not read with gradients"):
+            model.h[2].input  # noqa: B018
+        with pytest.raises(NotReachedError, match=r"`model\.embed\.input` was not read with gradients"):
+            model.embed.input  # noqa: B018
+        assert model.h[1].mlp.output is before
+        assert model.h[1].mlp.input is late
+        assert model.h[1].input is given
+    assert not tokens.requires_grad
+    assert embed.weight.grad is not None
+    with torch.no_grad(), model.trace(ids()) as tracer:
+        model.h[1].output  # noqa: B018
+        reads = tracer.model_run.reads
+        model.output  # noqa: B018
+    assert not reads
+
+
 def test_a_site_whose_tensor_is_gone_or_is_another_says_so() -> None:
     """S-90."""
     model = il.Model(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)).eval())

@@ -146,6 +146,52 @@ def test_what_cannot_be_repeated_refuses_the_backward(change: Any, where: str) -
         gradients("reentrant", change, where)
 
 
+@pytest.mark.parametrize("where", ["inside", "after", "paused"])
+def test_changes_at_operations_refuse_the_backward(where: str) -> None:
+    """Fact 13: an operation (`.source`) is not called again by the recomputation; one that is read is harmless."""
+
+    def reads(model: il.Model) -> None:
+        model.a.source.F_linear_0.output  # noqa: B018
+
+    def changes(model: il.Model) -> None:
+        model.a.source.F_linear_0.output = model.a.source.F_linear_0.output * 2
+
+    def edits(model: il.Model) -> None:
+        model.a.source.F_linear_0.output[:, 0] = 3
+
+    for mode in ("region", "nested", "reentrant"):
+        assert same(gradients(mode, reads, where), gradients("none", reads, where))
+        told = "use_reentrant=False" if mode == "reentrant" else r"made at an operation \(`\.source`\)"
+        for change in (changes, edits):
+            with pytest.raises(TraceError, match=rf"cannot repeat it\.\n.*{told}"):
+                gradients(mode, change, where)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch, of a region in a region
+def test_stored_edits_invokes_and_regions_in_regions_refuse_it_too() -> None:
+    """Fact 13: whoever changes a reentrant region, and however deep; without gradients nothing is refused."""
+    x = torch.randn(2, 3, requires_grad=True)
+    net = Net("reentrant")
+    model = il.Model(net)
+    with model.trace() as tracer:
+        with tracer.invoke(x[:1]):
+            model.b.output  # noqa: B018
+        with tracer.invoke(x[1:]):
+            model.b.output[:] = 1
+            loss: Any = model.output.sum()
+    with pytest.raises(TraceError, match="cannot repeat it"):
+        loss.backward()
+    inner = nn.Sequential(net.b, nn.Tanh())
+    net.__dict__["twice"] = lambda y: checkpoint(inner, y, use_reentrant=True)
+    stored = model.edit(lambda model: setattr(model.b, "output", model.b.output * 2))
+    with stored.trace(x):
+        loss = stored.output.sum()
+    with pytest.raises(TraceError, match="cannot repeat it"):
+        loss.backward()
+    with torch.no_grad(), stored.trace(x):
+        assert stored.output is not None
+
+
 def test_edits_of_what_the_model_has_left_are_refused() -> None:
     """Fact 13."""
 
@@ -220,10 +266,110 @@ def test_gradient_checkpointing_of_transformers(name: str) -> None:
         with model.trace(input_ids=torch.arange(6).reshape(1, 6), use_cache=False):
             block.mlp.output[:, -1] = 0.5
             loss = model.output.logits.square().sum()
+            if mode == "reentrant":
+                with pytest.raises(TraceError, match="use_reentrant': False"):
+                    loss.backward(retain_graph=True)
         if mode == "reentrant":
+            with (
+                pytest.raises(TraceError, match="use_reentrant': False"),
+                il.backward(loss, retain_graph=True),
+            ):
+                pass
             with pytest.raises(TraceError, match="use_reentrant': False"):
                 loss.backward()
         else:
             loss.backward()
             found[mode] = [p.grad for p in module.parameters()]
     assert same(found["region"], found["none"])
+
+
+class Recomputes(torch.autograd.Function):
+    """A checkpoint of one's own, in the newer style: its forward has no context."""
+
+    @staticmethod
+    def forward(x: Tensor, call: Any, *parameters: Tensor) -> Any:
+        return call(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.call, ctx.parameters = inputs[1], inputs[2:]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            y = ctx.call(x)
+        found = torch.autograd.grad(y, (x, *ctx.parameters), gradient)
+        return found[0], None, *found[1:]
+
+
+class Older(Recomputes):
+    """The same with a context in the forward, under another name."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, call: Any, *parameters: Tensor) -> Any:  # type: ignore[override]
+        Recomputes.setup_context(context, (x, call, *parameters), None)
+        return call(x)
+
+    setup_context = torch.autograd.Function.setup_context
+
+
+class Wrapped(Older):
+    """Its context is out of sight."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return Older.forward(*args)
+
+
+class Regions(nn.Module):
+    """Two regions in a row, each recomputed by a function; one of them perhaps inside of another."""
+
+    def __init__(self, function: Any, nested: bool) -> None:
+        super().__init__()
+        self.function, self.nested = function, nested
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def region(self, module: nn.Module, x: Tensor) -> Tensor:
+        def inner(x: Tensor) -> Any:
+            return torch.tanh(module(x))
+
+        def outer(x: Tensor) -> Any:
+            return self.function.apply(x, inner, *module.parameters())
+
+        return self.function.apply(x, outer if self.nested else inner, *module.parameters())  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.region(self.b, self.region(self.a, x))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("function", [Recomputes, Older, Wrapped])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_functions_that_may_recompute_refuse_the_backward(name: str, function: Any, nested: bool) -> None:
+    """Fact 13: whatever its style; only the function that was changed, and only if something was changed."""
+    net = Regions(function, nested)
+    model, x = il.Model(net), torch.randn(2, 3)
+    for changed in (False, True):
+        with model.trace(x):
+            middle = model.a.output if name == "b" else None
+            hidden = model.get(name).output
+            if changed:
+                model.get(name).output = hidden * 2
+            loss = model.output.sum()
+        assert middle is None or not middle.requires_grad
+        if not changed:
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert all(part.grad is not None for part in net.parameters())
+            continue
+        for _ in range(2):
+            with pytest.raises(TraceError, match="cannot repeat it"):
+                loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        with pytest.raises(TraceError, match="cannot repeat it"):
+            torch.autograd.grad(loss, next(iter(net.parameters())), retain_graph=True)
+        with pytest.raises(TraceError, match="cannot repeat it"), il.backward(loss):
+            pass
+    with torch.no_grad(), model.trace(x):
+        model.a.output = model.a.output * 2
+        model.output  # noqa: B018

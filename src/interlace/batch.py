@@ -32,7 +32,9 @@ def concatenate(inputs: list[Input]) -> Batch:
     sizes = [_rows(given, number) for number, given in enumerate(inputs)]
     first_args, first_kwargs = inputs[0]
     for number, (args, kwargs) in enumerate(inputs):
-        if len(args) != len(first_args) or kwargs.keys() != first_kwargs.keys():
+        if len(args) != len(first_args) or (
+            (kwargs or first_kwargs) and kwargs.keys() != first_kwargs.keys()
+        ):
             raise InputError(
                 f"The inputs of invoke 0 and invoke {number} cannot be combined: one has {_fields(inputs[0])}, the "
                 f"other {_fields((args, kwargs))}."
@@ -68,7 +70,8 @@ def _batch_of_one(value: Any) -> torch.Tensor:
 
 
 def _rows(given: Input, number: int) -> int:
-    for value in (*given[0], *given[1].values()):
+    args, kwargs = given
+    for value in (*args, *kwargs.values()) if kwargs else args:
         for tensor in (value,) if isinstance(value, torch.Tensor) else trees.tensors(value):
             if tensor.dim():
                 return tensor.size(0)
@@ -85,9 +88,11 @@ def _fields(given: Input) -> str:
 def _join(values: list[Any], field: str) -> Any:
     first = values[0]
     if isinstance(first, torch.Tensor) and first.dim():
-        shape, dtype = first.shape[1:], first.dtype
+        shape, dtype = first.shape, first.dtype
         for number, value in enumerate(values):
-            same = isinstance(value, torch.Tensor) and value.dim() and value.shape[1:] == shape
+            same = isinstance(value, torch.Tensor) and (
+                value.shape == shape or (value.dim() and value.shape[1:] == shape[1:])
+            )
             if not same or value.dtype != dtype:
                 raise InputError(
                     f"The inputs of invoke 0 and invoke {number} cannot be combined: {field} is "

@@ -191,8 +191,9 @@ def _worker(trace: "Trace", stored: Edit) -> Worker:
         ]:  # a method such as `generate`: in each of its forwards, as a hook would
             stored.apply(model)
 
-    trees = trace._tree.lineage if stored.origin is None else (*trace._tree.lineage, stored.origin)
-    return part(trace, body, None, f"the edit of `{stored.path}`", *trees)
+    tree = trace._tree
+    trees = (tree, *tree.lineage) if stored.origin is None else (tree, *tree.lineage, stored.origin)
+    return part(trace, body, None, f"the edit of `{stored.path}`", trees)
 
 
 def run_edited(trace: "Trace", call: Callable[[], Any]) -> "Run":

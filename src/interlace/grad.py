@@ -1,35 +1,26 @@
 """A backward that pauses: `with il.backward(loss):` reads and replaces gradients while they flow.
 
 The backward runs on a stack of its own, as a trace runs the forward. `tensor.grad` in the block lets it run to
-that tensor and pauses it there, in a hook. The block's `.grad` reaches us through a function mode that stands on
-the block's side only; nothing of torch is patched. It knows tensors and their graph; a site is looked up in what
-traces remember (`recall`).
+that tensor and pauses it there, in a hook. The block's `.grad` reaches us through a function mode (`ingrad`); nothing
+of torch is patched. It knows tensors and their `graph`; a site is looked up in what traces remember (`recall`).
 """
 
 import sys
 import weakref
 from collections.abc import Sequence
-from heapq import heappop, heappush
-from types import FrameType, TracebackType
-from typing import Any, cast
+from types import TracebackType
+from typing import Any
 
 import torch
-from torch.autograd.graph import get_gradient_edge
-from torch.overrides import TorchFunctionMode
-from torch.overrides import _get_current_function_mode_stack as function_modes
-from torch.overrides import _pop_mode as pop_function_mode
-from torch.overrides import _push_mode as push_function_mode
 
-from interlace import frames
-from interlace.errors import InputError, NotReachedError, OrderError, TraceError, WriteError
+from interlace import frames, graph
+from interlace.errors import NotReachedError, OrderError, TraceError, WriteError
+from interlace.graph import Edge
+from interlace.ingrad import Mode, put_on, take_off
 from interlace.switch import Switch, unwind_abandoned
 from interlace.trees import describe
 from interlace.writes import replace
 
-Edge = tuple[Any, int]
-"""A node of the graph and which of its outputs: where the gradient of a tensor flows."""
-
-_GRAD: Any = torch.Tensor.grad
 _will_execute: Any = torch._C._will_engine_execute_node
 _task: Any = torch._C._current_graph_task_id
 _threads: Any = torch._C._is_multithreading_enabled
@@ -98,11 +89,11 @@ class Backward:
         self._tensor: torch.Tensor | None = tensor
         self._settings = (gradient, retain_graph, create_graph, inputs)
         self._switch: Switch | None = None
-        self._mode: _Mode | None = None
+        self._mode: Mode | None = None
         self._flow: Flow | None = None
-        self._wanted: Edge | None = None
+        self._wanted: _Hook | None = None
         self._number = -1
-        self._threads = True
+        self._threads = False
         self._positions: dict[Any, int] | None = None
         self._entered = False
         self.owner: frames.Owner | None = None
@@ -112,29 +103,27 @@ class Backward:
             raise TraceError("A backward is opened once; call `il.backward(...)` again for another one.")
         tensor = self._tensor
         assert tensor is not None
-        _check(tensor, self._settings[0])
+        graph.check(tensor, self._settings[0])
         unwind_abandoned()
         self._entered = True
         self.owner = frames.owner(sys._getframe(1))
-        self._threads = _threads()
         # The stack must not hold this object: it would never be collected where a block is never left.
         gradient, retain_graph, create_graph, inputs = self._settings
 
         def walk() -> None:
-            with torch.autograd.set_multithreading_enabled(False):
-                torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
+            torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
 
         self._switch = Switch(walk, None)
         try:
-            self._run_to(_edge(tensor), tensor)
+            self._run_to(graph.edge(tensor), tensor)
         except BaseException:
             self._close()
             raise
         if self._flow is None:
             self._close()
             raise NotReachedError("This backward reaches nothing: none of its `inputs` is part of the graph.")
-        self._mode = _Mode(self)
-        push_function_mode(self._mode)  # type: ignore[no-untyped-call]
+        self._mode = Mode(self)
+        put_on(self._mode)
         return self
 
     def __exit__(
@@ -143,6 +132,7 @@ class Backward:
         self._take_off()
         try:
             if error is None and self._switch is not None and not self._switch.done:
+                self._in_order()
                 self._go_on()
         finally:
             self._close()
@@ -176,12 +166,12 @@ class Backward:
     def depends(self, tensor: torch.Tensor) -> bool:
         """Whether the gradient of a tensor is computed in this backward."""
         self._in_order()
-        return tensor.requires_grad and bool(_will_execute(_edge(tensor)[0]))
+        return tensor.requires_grad and bool(_will_execute(graph.edge(tensor)[0]))
 
     def _reach(self, tensor: torch.Tensor) -> Flow:
         if not tensor.requires_grad:
-            raise NotReachedError(f"{describe(tensor)} has no gradient: {_why(tensor)}.")
-        edge, flow = _edge(tensor), self._flow
+            raise NotReachedError(f"{describe(tensor)} has no gradient: {graph.why(tensor)}.")
+        edge, flow = graph.edge(tensor), self._flow
         if flow is None or edge != flow.edge:
             self._in_order()
             if not _will_execute(edge[0]):
@@ -212,23 +202,20 @@ class Backward:
             )
 
     def _refuse_passed(self, tensor: torch.Tensor, node: Any) -> None:
-        here = self._flow
-        assert here is not None
-        current = here.edge[0]
-        if not _is_leaf(node) and not _is_leaf(current) and node._sequence_nr() < current._sequence_nr():
-            positions = self._positions
-            if positions is None:
+        assert self._flow is not None
+        assert self._tensor is not None
+        current, known = self._flow.edge[0], self._positions
+        if known is None:
+            leaf = graph.is_leaf(node) or graph.is_leaf(current)
+            if not leaf and node._sequence_nr() < current._sequence_nr():
                 return  # made before, so reached after
-        if self._positions is None:
-            assert self._tensor is not None
-            self._positions = _order(_edge(self._tensor)[0])
-        known = self._positions
+            known = self._positions = graph.order(graph.edge(self._tensor)[0])
         if known.get(node, len(known)) < known.get(current, -1):
             raise OrderError(_passed(tensor))
 
     def _run_to(self, edge: Edge, tensor: torch.Tensor) -> Flow | None:
-        self._wanted = edge
-        hook: Any = tensor.register_hook(_Hook(weakref.ref(self), edge))  # type: ignore[no-untyped-call]
+        self._wanted = _Hook(weakref.ref(self), edge)
+        hook: Any = tensor.register_hook(self._wanted)  # type: ignore[no-untyped-call]
         try:
             self._go_on()
         finally:
@@ -238,8 +225,6 @@ class Backward:
     def _go_on(self) -> None:
         switch = self._switch
         assert switch is not None
-        if self._number >= 0:
-            self._in_order()
         self._turn(switch.resume)
         if switch.done:
             self._flow = None
@@ -261,16 +246,9 @@ class Backward:
             _set_threads(mine)
 
     def _take_off(self) -> None:
-        """Take our mode off, wherever it stands: blocks of generators are left in any order."""
         mode, self._mode = self._mode, None
-        modes: list[Any] = list(function_modes())  # type: ignore[no-untyped-call]
-        if mode is None or mode not in modes:
-            return
-        at = modes.index(mode)
-        for _ in modes[at:]:
-            pop_function_mode()  # type: ignore[no-untyped-call]
-        for other in modes[at + 1 :]:
-            push_function_mode(other)  # type: ignore[no-untyped-call]
+        if mode is not None:
+            take_off(mode)
 
     def _close(self) -> None:
         switch, self._switch = self._switch, None
@@ -279,11 +257,6 @@ class Backward:
             switch.error = None
         self._tensor = self._flow = self._positions = self._wanted = None
         self._settings = (None, None, False, None)
-
-
-def _paused(switch: Switch, flow: Flow) -> torch.Tensor | None:
-    switch.pause()
-    return flow.changed()
 
 
 class _Hook:
@@ -296,121 +269,14 @@ class _Hook:
         self.edge = edge
 
     def __call__(self, gradient: torch.Tensor | None) -> torch.Tensor | None:
-        reached = _reached_by(self.backward, self.edge, gradient)
-        return None if reached is None else _paused(*reached)
-
-
-def _reached_by(
-    ref: "weakref.ref[Backward]", edge: Edge, gradient: torch.Tensor | None
-) -> "tuple[Switch, Flow] | None":
-    """Note where the backward is. No reference to it is left on the stack that pauses next."""
-    backward = ref()
-    if backward is None or backward._wanted != edge or backward._switch is None:
-        return None
-    backward._wanted = None
-    flow = backward._flow = Flow(edge, gradient)
-    backward._number = _task()
-    return backward._switch, flow
-
-
-class _Mode(TorchFunctionMode):
-    """Serves `tensor.grad` in the block of a backward. Torch hands it every call of that thread."""
-
-    def __init__(self, backward: Backward) -> None:
-        super().__init__()
-        self._backward = weakref.ref(backward)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__self__", None) is _GRAD:
-            backward = self._backward()
-            if backward is not None and _stands_in(backward, sys._getframe(1)):
-                if func.__name__ == "__get__":
-                    return backward.read(args[0])
-                backward.write(args[0], args[1] if len(args) > 1 else None)
-                return None
-        return func(*args, **(kwargs or {}))
-
-
-def _stands_in(backward: Backward, frame: FrameType | None) -> bool:
-    """Whether the block of a backward is on this stack: a parked generator's must not serve others."""
-    owner = backward.owner
-    while frame is not None and owner is not None:
-        if id(frame) == owner.key and frame.f_code is owner.code:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def current(frame: FrameType | None) -> Backward | None:
-    """The open backward in whose block a frame stands."""
-    if not torch._C._len_torch_function_stack():
-        return None
-    for mode in reversed(cast(list[Any], function_modes())):  # type: ignore[no-untyped-call]
-        backward = mode._backward() if isinstance(mode, _Mode) else None
-        if backward is not None and _stands_in(backward, frame):
-            return backward
-    return None
-
-
-# -- graphs ------------------------------------------------------------------------------------------------------
-
-
-def _edge(tensor: torch.Tensor) -> Edge:
-    edge = get_gradient_edge(tensor)
-    return edge.node, edge.output_nr
-
-
-def _is_leaf(node: Any) -> bool:
-    return hasattr(node, "variable")
-
-
-def _order(root: Any) -> dict[Any, int]:
-    """In which order the engine runs the nodes below `root`: of those that are ready, the one made last."""
-    uses: dict[Any, int] = {root: 0}
-    found = [root]
-    for node in found:  # grows while it is walked
-        for below, _ in node.next_functions:
-            if below is not None:
-                if below not in uses:
-                    uses[below] = 0
-                    found.append(below)
-                uses[below] += 1
-    positions: dict[Any, int] = {}
-    ready: list[tuple[float, int, Any]] = [(0.0, 0, root)]
-    while ready:
-        _, _, node = heappop(ready)
-        positions[node] = len(positions)
-        for below, _ in node.next_functions:
-            if below is not None:
-                uses[below] -= 1
-                if not uses[below]:
-                    made = float("inf") if _is_leaf(below) else below._sequence_nr()
-                    heappush(ready, (-made, len(positions) + len(ready), below))
-    return positions
-
-
-def _check(tensor: Any, gradient: Any) -> None:
-    if not isinstance(tensor, torch.Tensor):
-        raise InputError(f"`il.backward` begins at a tensor, not at {describe(tensor)}.")
-    if not tensor.requires_grad:
-        raise InputError(f"There is no graph to walk backward from {describe(tensor)}: {_why(tensor)}.")
-    if gradient is None and tensor.numel() != 1:
-        raise InputError(
-            f"`il.backward` begins at one number, and this is {describe(tensor)}.\n"
-            "Reduce it (`.sum()`, or pick one element), or give `gradient=` of its shape."
-        )
-
-
-def _why(tensor: torch.Tensor) -> str:
-    if tensor.is_inference():
-        return "it was made in inference mode.\nRun the trace outside of `torch.inference_mode()`"
-    if not torch.is_floating_point(tensor) and not torch.is_complex(tensor):
-        return f"{str(tensor.dtype).removeprefix('torch.')} values have no gradients"
-    return (
-        "it was computed under `torch.no_grad()` (`generate` runs so, and a checkpoint with "
-        "`use_reentrant=True`),\nwas detached, or depends on nothing that requires gradients. Compute it with gradients "
-        "enabled, or set\n`x.requires_grad_()` on the input"
-    )
+        backward = self.backward()
+        if backward is None or backward._wanted is not self or backward._switch is None:
+            return None
+        switch, flow = backward._switch, Flow(self.edge, gradient)
+        backward._flow, backward._wanted, backward._number = flow, None, _task()
+        del backward  # this stack pauses
+        switch.pause()
+        return flow.changed()
 
 
 def _passed(tensor: torch.Tensor) -> str:

@@ -149,7 +149,8 @@ class Prompts:
         made = []
         for given, body, name in zip(self._inputs, self._bodies, self._names, strict=True):
             own = None if given is None else next(left)
-            made.append(part(trace, body, None if own is None or own.size == own.total else own, name))
+            own = None if own is None or own.size == own.total else own
+            made.append(part(trace, body, own, name, (trace._tree,)))
         return made
 
     def close(self) -> None:
@@ -159,26 +160,42 @@ class Prompts:
         for frame, promises in self._promises.values():
             kept = {id(promise): promise._values[0] for promise in promises if promise._values}
             here = held(frame).items()
-            write(frame, {name: kept[id(value)] for name, value in here if id(value) in kept})
+            found = {name: kept[id(value)] for name, value in here if id(value) in kept}
+            if found:
+                write(frame, found)
         self._families.clear()
         self._templates.clear()
         self._bodies.clear()
         self._promises.clear()
 
 
-def part(trace: "Trace", body: Callable[[], Any], rows: Rows | None, name: str, *trees: Any) -> Worker:
-    """A worker whose requests go to a trace of its own, which is a part of another one."""
+def part(
+    trace: "Trace", body: Callable[[], Any], rows: Rows | None, name: str, trees: tuple[Any, ...]
+) -> Worker:
+    """A worker whose requests go to a trace of its own, which is a part of another one.
+
+    Args:
+        trace: The one that it is a part of; all parts of it may take turns in any order.
+        body: Runs the block.
+        rows: The rows that are the block's own; None for all.
+        name: What errors call it.
+        trees: Whose envoys the block asks.
+    """
     own = trace._part()
 
     def serve(worker: Worker) -> Any:
         own._serve(worker, frames.Owner(sys._getframe()), trees)
         try:
-            return body()
+            result = body()
+            if worker.pending:  # edits in place that go back when the model goes on
+                worker.settle()
+                worker.pending.clear()
+            return result
         finally:
             own._unserve(trees)
             worker.trace = None
 
-    worker = Worker(serve, rows, name)
+    worker = Worker(serve, rows, name, trace.owner)
     worker.trace = own
     return worker
 

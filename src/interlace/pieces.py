@@ -15,6 +15,7 @@ from interlace.errors import WriteError
 from interlace.rows import Rows
 from interlace.site import Port, Visit
 
+_grad = torch.is_grad_enabled
 VIEW, COPY, JOINED = range(3)
 Mark = tuple[torch.Tensor, int, int]
 """A tensor that was handed out, how, and its address or version then."""
@@ -39,7 +40,7 @@ class Piece:
     def take(self, copy: bool) -> None:
         """Hand out the rows, and remember what they are."""
         whole = self.whole
-        if isinstance(whole, torch.Tensor):
+        if type(whole) is torch.Tensor or isinstance(whole, torch.Tensor):
             self.value = self._take(whole, copy)
         else:  # a tensor may stand in two places
             known = self._marks
@@ -49,10 +50,10 @@ class Piece:
             )
 
     def _take(self, whole: torch.Tensor, copy: bool) -> torch.Tensor:
-        rows = self.rows
-        if whole.dim() == 0 or whole.size(0) != rows.total:
+        rows, shape = self.rows, whole.shape
+        if not shape or shape[0] != rows.total:
             return whole
-        own = whole.narrow(0, rows.start, rows.size)
+        own = whole[rows.start : rows.start + rows.size]
         if copy:
             own = own.clone()
             self._marks[id(whole)] = (own, COPY, _version(own))
@@ -75,9 +76,10 @@ class Piece:
 
     def edited(self) -> bool:
         """Whether any of it is touched."""
-        if isinstance(self.whole, torch.Tensor):
-            return self.touched(self.whole, self.value)
-        pairs = _pairs(self.whole, self.value)
+        whole = self.whole
+        if type(whole) is torch.Tensor or isinstance(whole, torch.Tensor):
+            return self.touched(whole, self.value)
+        pairs = _pairs(whole, self.value)
         return pairs is None or any(self.touched(whole, value) for whole, value in pairs)
 
     def keep(self) -> None:
@@ -115,7 +117,9 @@ Part = tuple[Piece, Any, Any]
 def _splice(whole: Any, parts: list[Part]) -> Any:
     inside = trees.children(whole)
     if inside is None:
-        return _splice_leaf(whole, parts)
+        return _splice_leaf(
+            whole, [(piece.rows, value) for piece, base, value in parts if piece.touched(base, value)]
+        )
     below: list[list[Part]] = [[] for _ in inside]
     for piece, base, value in parts:
         own, old = trees.children(value), trees.children(base)
@@ -129,22 +133,21 @@ def _splice(whole: Any, parts: list[Part]) -> Any:
     return trees.rebuild(whole, new)
 
 
-def _splice_leaf(whole: Any, parts: list[Part]) -> Any:
-    changed = [(piece.rows, value) for piece, base, value in parts if piece.touched(base, value)]
+def _splice_leaf(whole: Any, changed: list[tuple[Rows, Any]]) -> Any:
     if not changed:
         return whole
     if not changed[0][0].has(whole) or not all(isinstance(value, torch.Tensor) for _, value in changed):
         return changed[-1][1]
     if len(changed) > 1:
         changed.sort(key=_start)
-    pieces, at, total = [], 0, whole.size(0)
+    pieces, at = [], 0
     for rows, value in changed:
         if rows.start > at:
-            pieces.append(whole.narrow(0, at, rows.start - at))
+            pieces.append(whole[at : rows.start])
         pieces.append(value)
         at = rows.start + rows.size
-    if at < total:
-        pieces.append(whole.narrow(0, at, total - at))
+    if at < rows.total:
+        pieces.append(whole[at:])
     try:
         return torch.cat(pieces)
     except RuntimeError as error:
@@ -192,10 +195,10 @@ class RowVisit:
     def _piece(self, field: str) -> Piece:
         piece = self.pieces.get(field)
         if piece is None:
-            piece = self.pieces[field] = Piece(self.rows, getattr(self.visit, field))
+            visit = self.visit
+            piece = self.pieces[field] = Piece(self.rows, getattr(visit, field))
             # What a call was made with is not the model's to take any more once the call is over.
-            ahead = field == "result" or self.visit.port == "input"
-            piece.take(ahead and torch.is_grad_enabled())
+            piece.take((field == "result" or visit.port == "input") and _grad())
         return piece
 
     @property
@@ -221,8 +224,7 @@ class RowVisit:
     @property
     def result(self) -> Any:
         """What the call returned."""
-        piece = self.pieces.get("result")
-        return self._piece("result").value if piece is None else piece.value
+        return self._piece("result").value
 
     @result.setter
     def result(self, value: Any) -> None:
@@ -241,10 +243,17 @@ def join(visit: Visit, views: Iterable[RowVisit], again: bool = False) -> None:
     for view in views:
         for field, piece in view.pieces.items():
             if piece.edited():
-                fields.setdefault(field, []).append((piece, piece.whole, piece.value))
+                part = piece, piece.whole, piece.value
+                if field in fields:
+                    fields[field].append(part)
+                else:
+                    fields[field] = [part]
     for field, parts in fields.items():
         whole = getattr(visit, field)
-        new = _splice(whole, parts)
+        if type(whole) is torch.Tensor:  # every part of a tensor is touched
+            new = _splice_leaf(whole, [(piece.rows, value) for piece, _, value in parts])
+        else:
+            new = _splice(whole, parts)
         if new is not whole:
             setattr(visit, field, new)
     if again:

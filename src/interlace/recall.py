@@ -12,8 +12,8 @@ from interlace import trees
 from interlace.errors import NotReachedError
 from interlace.site import Port
 
-Key = tuple[Any, Port, int]
-"""The key of a site, a port of it, and the number of the visit."""
+Key = tuple[Any, int, Port]
+"""The key of a site, the number of the visit, and a port of it."""
 
 
 class Parts(NamedTuple):

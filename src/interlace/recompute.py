@@ -7,147 +7,26 @@ goes with it. Where changes cannot be repeated (a region that another `autograd.
 `use_reentrant=True` above all), the backward is refused.
 """
 
+import gc
 import sys
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import torch
-from torch.autograd.function import FunctionCtx
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.autograd.function import Function
 
-from interlace import ambient, trees
+from interlace import ambient
+from interlace.change import REFUSED, Before, Change, unclear, version
 from interlace.errors import TraceError
 from interlace.run import Run
 from interlace.site import Port, Visit
 
+_APPLY: Any = Function.apply.__func__.__code__  # type: ignore[attr-defined]
+
 Place = tuple[Any, Port, tuple[int, ...]]
 """A key, a port, and how many tensors each region around it had saved by then: the same when it is recomputed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A tensor as the model went on with it."""
-
-    value: torch.Tensor
-    requires_grad: bool
-    in_place: bool
-
-    def again(self) -> torch.Tensor:
-        """Another tensor like it, which the model may change."""
-        with _disable_current_modes(), torch.enable_grad():
-            return self.value.detach().requires_grad_(self.requires_grad).clone()
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A leaf that the block left as it was: its position among all leaves."""
-
-    at: int
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a block did at one port of one visit."""
-
-    count: int
-    parts: Any
-    skipped: bool
-    random: list[torch.Tensor] | None
-
-    def repeat(self, visit: Visit) -> None:
-        """Do it to a recomputed visit."""
-        found = list(trees.leaves(_parts(visit)))
-        if len(found) != self.count:
-            raise TraceError(
-                _REFUSED + "The recomputed values have another structure than those of the forward."
-            )
-
-        def leaf(held: Any) -> Any:
-            if isinstance(held, Kept):
-                return found[held.at]
-            if isinstance(held, tuple):  # changed in place, so that whatever shares its memory sees it
-                at, snapshot = held
-                with _disable_current_modes():
-                    found[at].copy_(snapshot.again())
-                return found[at]
-            return held.again() if isinstance(held, Snapshot) else held
-
-        visit.args, visit.kwargs, visit.result = trees.map_leaves(lambda held: leaf(held.value), self.parts)
-        visit.skipped = self.skipped
-        if self.random is not None:
-            _set_random(self.random)
-
-
-class Leaf:
-    """Hides what it holds from the walk over nested values."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-_REFUSED = "This backward recomputes a checkpointed region in which a block changed something, and cannot repeat it.\n"
-
-
-def _parts(visit: Visit) -> tuple[Any, ...]:
-    return visit.args, visit.kwargs, visit.result
-
-
-def _random() -> list[torch.Tensor]:
-    """The state of torch's random numbers, which the block shares with the model."""
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states.append(torch.cuda.get_rng_state())
-    return states
-
-
-def _set_random(states: list[torch.Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1])
-
-
-class Before:
-    """A visit before the block had it."""
-
-    def __init__(self, visit: Visit) -> None:
-        self.skipped = visit.skipped
-        self.leaves = [(leaf, _version(leaf)) for leaf in trees.leaves(_parts(visit))]
-        self.random = _random()
-
-    def change(self, visit: Visit) -> Change | None:
-        """What the block did to it; None for nothing."""
-        old, changed, at = self.leaves, visit.skipped != self.skipped, -1
-
-        def leaf(new: Any) -> Leaf:
-            nonlocal changed, at
-            at += 1
-            for position in [at, *range(len(old))] if isinstance(new, torch.Tensor) else [at]:
-                if position < len(old) and old[position][0] is new:
-                    if _version(new) == old[position][1]:
-                        changed = changed or position != at
-                        return Leaf(Kept(position))
-                    changed = True
-                    return Leaf((position, Snapshot(new.detach().clone(), new.requires_grad, True)))
-            changed = True
-            if isinstance(new, torch.Tensor):
-                return Leaf(Snapshot(new.detach().clone(), new.requires_grad, False))
-            return Leaf(new)
-
-        parts = trees.map_leaves(leaf, _parts(visit))
-        random = _random()
-        drawn = any(not torch.equal(a, b) for a, b in zip(random, self.random, strict=False))
-        if not changed and not drawn and at + 1 == len(old):
-            return None
-        return Change(len(old), parts, visit.skipped, random if drawn else None)
-
-
-def _version(leaf: Any) -> int:
-    return leaf._version if isinstance(leaf, torch.Tensor) and not leaf.is_inference() else 0
 
 
 class Region:
@@ -164,7 +43,7 @@ class Region:
             TraceError: It could not be told from another one when the region is recomputed.
         """
         if place in self.changes:
-            self.changes[place] = _unclear(self.changes[place])
+            self.changes[place] = unclear(self.changes[place])
         else:
             self.changes[place] = change
 
@@ -181,16 +60,12 @@ class Region:
         if error is None or type(error).__name__ == "_StopRecomputationError":
             missed = [place for place in self.changes if place[2][0] < saved and place not in run.met]
             if missed:
-                raise TraceError(_REFUSED + "A module of it was not called again as in the forward.")
+                raise TraceError(REFUSED + "A module of it was not called again as in the forward.")
         if error is not None:
             try:
                 raise error
             finally:
                 del error
-
-
-def _unclear(change: Change) -> Change:
-    return Change(-1, change.parts, change.skipped, change.random)
 
 
 class Replay(Run):
@@ -219,7 +94,7 @@ class Replay(Run):
             return
         if place in self.met or change.count < 0:
             raise TraceError(
-                _REFUSED + "It calls one module several times, and these calls cannot be told apart."
+                REFUSED + "It calls one module several times, and these calls cannot be told apart."
             )
         self.met.add(place)
         change.repeat(visit)
@@ -231,53 +106,66 @@ def regions_here() -> list[Any]:
     return [cell.cell_contents for cell in cells if type(cell.cell_contents).__name__ == "_CheckpointFrame"]
 
 
-def _function_here(frame: FrameType | None) -> Any:
-    """The context of the `autograd.Function` in whose forward this is called, if it has one."""
+def functions_here(frame: FrameType | None) -> list[Any]:
+    """The nodes of each `autograd.Function` in whose forward this is called, or their types where none is in sight."""
+    found: list[Any] = []
+    inner: FrameType | None = None
     while frame is not None:
-        code = frame.f_code
-        if code.co_name == "forward" and code.co_argcount:
-            first = frame.f_locals.get(code.co_varnames[0])
-            if isinstance(first, FunctionCtx):
-                return first
-        frame = frame.f_back
-    return None
+        if frame.f_code is _APPLY:
+            kind, code = frame.f_locals["cls"]._backward_cls, inner.f_code if inner is not None else None
+            node = inner.f_locals.get(code.co_varnames[0]) if inner and code and code.co_argcount else None
+            found.append(node if type(node) is kind else kind)
+        inner, frame = frame, frame.f_back
+    return found
+
+
+def _nodes(functions: list[Any]) -> list[Any]:
+    """Their nodes. A forward with a separate `setup_context` has none yet, but its graph's has been made."""
+    kinds = {kind for kind in functions if isinstance(kind, type)}
+    nodes = [node for node in functions if not isinstance(node, type)]
+    if kinds:
+        nodes += [one for one in gc.get_objects() if type(one) in kinds and not one._input_metadata]
+    return nodes
 
 
 class Changes:
     """Notes what the blocks of a run change inside of regions that will be recomputed."""
 
+    __slots__ = ("regions", "shown", "taps")
+
     def __init__(self, taps: Any) -> None:
         self.taps = taps
         self.shown: list[weakref.ref[torch.Tensor]] = []
-        self.regions: weakref.WeakKeyDictionary[Any, Region] = weakref.WeakKeyDictionary()
+        self.regions: weakref.WeakKeyDictionary[Any, Region] | None = None  # dear, and rarely needed
 
     def enter(self, visit: Visit) -> Callable[[], None] | None:
         """Called before blocks get a visit; what it returns is called after."""
-        frames, function = regions_here(), None
-        if not torch._C._is_fwd_grad_enabled():
-            function = _function_here(sys._getframe(2))
-        if not frames and function is None:
+        frames = regions_here()
+        functions = [] if torch._C._is_fwd_grad_enabled() else functions_here(sys._getframe(1))
+        if not frames and not functions:
             return None
         before = Before(visit)
         known = {id(leaf) for leaf, _ in before.leaves}
-        earlier = [(tensor, _version(tensor)) for ref in self.shown if (tensor := ref()) is not None]
+        earlier = [(tensor, version(tensor)) for ref in self.shown if (tensor := ref()) is not None]
         self.shown += [weakref.ref(leaf) for leaf, _ in before.leaves if isinstance(leaf, torch.Tensor)]
 
         def leave() -> None:
-            if any(_version(tensor) != version and id(tensor) not in known for tensor, version in earlier):
+            if any(version(tensor) != seen and id(tensor) not in known for tensor, seen in earlier):
                 for frame in frames:
                     frame.recompute_fn = _refuse_late
             change = before.change(visit)
             if change is None:
                 return
-            if function is not None:
-                function.register_prehook(_refuse)
+            for node in _nodes(functions):
+                node.register_prehook(_refuse)
             for at, frame in enumerate(frames):
                 self._note(frame, visit, tuple(len(inner.weak_holders) for inner in frames[at:]), change)
 
         return leave
 
     def _note(self, frame: Any, visit: Visit, saved: tuple[int, ...], change: Change) -> None:
+        if self.regions is None:
+            self.regions = weakref.WeakKeyDictionary()
         region = self.regions.get(frame)
         if region is None:
             region = self.regions[frame] = Region(self.taps)
@@ -297,20 +185,20 @@ def _recomputation(frame: Any, call: Callable[..., Any], region: Region) -> Call
 
 def _refuse_operation(*args: Any) -> None:  # noqa: ARG001
     raise TraceError(
-        _REFUSED + "The change was made at an operation (`.source`); make it at a module's input or output."
+        REFUSED + "The change was made at an operation (`.source`); make it at a module's input or output."
     )
 
 
 def _refuse_late(*args: Any) -> None:  # noqa: ARG001
     raise TraceError(
-        _REFUSED
+        REFUSED
         + "A tensor was edited in place after the model had gone on from it; edit it where it is read."
     )
 
 
 def _refuse(gradients: Any) -> None:  # noqa: ARG001
     raise TraceError(
-        _REFUSED
+        REFUSED
         + "Checkpoint with `use_reentrant=False`: in transformers, `model.gradient_checkpointing_enable("
         "gradient_checkpointing_kwargs={'use_reentrant': False})`."
     )

@@ -6,6 +6,7 @@ does not know modules, and the tap of a module tells it only what happens (`reac
 """
 
 import warnings
+import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any
@@ -19,6 +20,8 @@ from interlace.site import Past, Port, Site, Visit, spell
 from interlace.switch import Switch
 from interlace.switch import getcurrent as here
 
+_Tensor = torch.Tensor
+_weak = weakref.ref
 _grad = torch.is_grad_enabled
 _forward_grad: Any = torch._C._is_fwd_grad_enabled
 _top_hooks = ambient.top_hooks
@@ -277,7 +280,7 @@ class Run:
         """End the model's run where it is. What was read stays; nothing more can be asked for."""
         self.stopped = True
         if self.live is not None:
-            remember(self.reads, self.live)
+            remember(self.reads, self.live, self.live.port)
         self.end()
 
     def end(self) -> None:
@@ -411,7 +414,7 @@ class Run:
             raise RunEnded
         visit.port = port
         changed = None
-        if self.changes is not None and (_top_hooks(True) is not None or not _forward_grad()):
+        if self.changes is not None and (not _forward_grad() or _top_hooks(True) is not None):
             changed = self.changes(visit)
         watched = self.watchers and (key, port) in self.watchers
         if watched:
@@ -424,8 +427,11 @@ class Run:
                 self._asked[port].discard(key)
             self.live = visit
             switch.pause()
-            if _grad():
-                remember(self.reads, visit)
+            if port == "output" and (result := visit.result).__class__ is _Tensor:
+                if result.requires_grad:
+                    self.reads[wanted] = _weak(result)
+            elif _grad():
+                remember(self.reads, visit, port)
         if changed is not None:
             changed()
         if self.recorders:
@@ -516,10 +522,12 @@ class Run:
         self.skipped.append(site)
 
 
-def remember(reads: dict[Key, Any], visit: Visit) -> None:
-    """Note, without keeping it alive, what a block has read at a visit and what it has made of it."""
-    key, number = visit.key, visit.number
-    if visit.port == "output":
-        reads[key, "output", number] = weakly(visit.result)
-    first = visit.args[0] if visit.args else next(iter(visit.kwargs.values()), None)
-    reads[key, "input", number] = weakly(first)
+def remember(reads: dict[Key, Any], visit: Visit, port: Port) -> None:
+    """Note, without keeping it alive, what a block has read at a visit, and what it has made of it."""
+    if port == "output":
+        value = visit.result
+    else:
+        value = visit.args[0] if visit.args else next(iter(visit.kwargs.values()), None)
+    weak = weakly(value)
+    if weak is not None:
+        reads[visit.key, visit.number, port] = weak

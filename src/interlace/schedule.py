@@ -17,6 +17,7 @@ from interlace.served import Finished, Served
 from interlace.site import Port, Site, Visit
 from interlace.workers import Worker
 
+_grad = torch.is_grad_enabled
 Want = tuple[Any, int, Port]
 
 
@@ -118,15 +119,17 @@ class Schedule:
 
     def expect(self, worker: Worker, want: Want) -> None:
         """Note that a worker waits for a visit, and have its site report."""
-        if want in self._waiting:
-            self._waiting[want].append(worker)
+        waiting = self._waiting
+        if want in waiting:
+            waiting[want].append(worker)
         else:
-            self._waiting[want] = [worker]
+            waiting[want] = [worker]
             self._report(want[0], want[2])
 
     def _report(self, key: Any, port: Port) -> None:
-        if (key, port) not in self._expected:
-            self._expected.add((key, port))
+        site = key, port
+        if site not in self._expected:
+            self._expected.add(site)
             self.run.watch(key, port, self._reached)
 
     def hold(self, worker: Worker) -> None:
@@ -156,9 +159,8 @@ class Schedule:
     # -- on the model's side --------------------------------------------------------------------------------------
 
     def _reached(self, visit: Visit) -> None:
-        call = (visit.key, visit.number)
-        if self._skips and visit.port == "output" and call in self._skips:
-            for rows, value in self._skips.pop(call):
+        if self._skips and visit.port == "output":
+            for rows, value in self._skips.pop((visit.key, visit.number), ()):
                 visit.result = splice(rows, visit.result, value)
         ready = self._waiting.pop((visit.key, visit.number, visit.port), None)
         if ready is None:
@@ -171,31 +173,33 @@ class Schedule:
                 join(visit, self.views)
         finally:
             self.live, self.views = outer, views
-        if self._skips and visit.port == "input" and call in self._skips:
+        if self._skips and visit.port == "input" and (visit.key, visit.number) in self._skips:
             self._skip_all(visit)
 
     def _turns(self, ready: list[Worker]) -> None:
         """Resume workers that can go on, until none can; earlier ones first."""
         if len(ready) > 1:
             ready.sort(key=_place)
+        live = self.live
         while ready:
             worker = ready.pop(0)
             worker.want = None
-            if worker.rows is None and self.views:  # it sees what those before it wrote
-                assert self.live is not None
-                join(self.live, self.views, again=True)
+            if self.views and worker.rows is None:  # it sees what those before it wrote
+                assert live is not None
+                join(live, self.views, again=True)
             switch = worker.switch
             switch.resume()
             if worker.tells is not None:
                 self._tell(worker)
-            if self.live is not None and torch.is_grad_enabled():
-                worker.note(self.live)
+            if live is not None and _grad():
+                worker.note(live)
             if switch.error is not None:
                 self.error, switch.error = switch.error, None
                 raise RunEnded
             if self._held:
                 self._release(ready)
-        if self.run.stopped and not self.over:
+        run = self._run
+        if run is not None and run.stopped and not self.over:
             raise RunEnded
 
     def _tell(self, worker: Worker) -> None:

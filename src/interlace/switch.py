@@ -149,6 +149,8 @@ class Switch:
     Args:
         function: Runs on the other stack when first resumed.
         carries: What `carried()` returns there.
+        token: What it is known by while it is parked. Switches that share one go on in any order among
+            themselves; none of them may pause inside an operator that is written in Python.
     """
 
     __slots__ = (
@@ -156,7 +158,7 @@ class Switch:
         "_worker", "carries", "done", "ending", "error", "result", "unwound",
     )  # fmt: skip
 
-    def __init__(self, function: Callable[[], Any], carries: Any) -> None:
+    def __init__(self, function: Callable[[], Any], carries: Any, token: object = None) -> None:
         if not _guard:
             guard()
         self._function: Callable[[], Any] | None = function
@@ -168,7 +170,7 @@ class Switch:
         self._level = ambient.functorch_level()
         self._home = _homes.home
         self._abandoned = False
-        self._token = object()
+        self._token = object() if token is None else token
         self.done = False
         self.ending = False
         self.unwound = False
@@ -345,10 +347,17 @@ def _is_coverage(tracer: Any) -> bool:
     return type(owner).__module__.partition(".")[0] == "coverage"
 
 
+_OPERATORS = frozenset(
+    kind.__init__.__code__.co_filename
+    for kind in (torch._ops.OpOverload, torch._library.custom_ops.CustomOpDef)
+)
+"""The files of torch whose code runs an operator that is written in Python."""
+
+
 def in_operator(frame: FrameType | None, until: FrameType | None) -> bool:
     """Whether an operator of torch runs Python code on a stack, from `frame` outward to `until`."""
     while frame is not None and frame is not until:
-        if frame.f_code.co_filename.endswith(("torch/_ops.py", "torch/_library/custom_ops.py")):
+        if frame.f_code.co_filename in _OPERATORS:
             return True
         frame = frame.f_back
     return False

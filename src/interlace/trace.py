@@ -22,7 +22,7 @@ from interlace.errors import InputError, NotReachedError, OrderError, TraceError
 from interlace.invoke import Barrier, Invoke, Prompts
 from interlace.keeping import Positions, keeper
 from interlace.recompute import Changes
-from interlace.run import Run
+from interlace.run import Run, remember
 from interlace.schedule import Schedule
 from interlace.selection import Modules, choose
 from interlace.shards import SHARD_BYTES
@@ -254,11 +254,11 @@ class Trace:
 
     def _serve(self, worker: Worker, owner: frames.Owner, trees: tuple[Tree, ...]) -> None:
         self._run, self._steps, self.owner = worker, Steps(worker, self._pace()), owner  # type: ignore[assignment, arg-type]
-        for tree in (self._tree, *trees):
+        for tree in trees:
             tree.opened(owner, self)
 
     def _unserve(self, trees: tuple[Tree, ...]) -> None:
-        for tree in (self._tree, *trees):
+        for tree in trees:
             tree.closed(self.owner, self)
         if self._run is not None:
             self._tree.remember(self._run.reads)
@@ -279,7 +279,7 @@ class Trace:
             assert steps is not None
         number = 0 if steps.current is None else steps.number(site, port)
         try:
-            return run.ask(site, port, number)
+            visit = run.ask(site, port, number)
         except OrderError:
             found = self._tree.recalled(sys._getframe(1), site, port, number)
             if found is None:
@@ -290,6 +290,9 @@ class Trace:
             if reason is None or run.failed is not None or run.stopped:
                 raise
             raise NotReachedError(f"{str(error).partition(chr(10))[0]}\n{reason}") from None
+        if port == "input" and visit.port == "output":
+            remember(run.reads, visit, port)
+        return visit
 
     def before(self, site: Site) -> Visit:
         """Like `visit` at the input, for a write: the call must not have begun."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from interlace import fakes, grad
+from interlace import fakes, ingrad
 from interlace.errors import NotReachedError, OutsideTraceError, ThreadError, TraceError
 from interlace.frames import Owner
 from interlace.operators import careful
@@ -184,10 +184,10 @@ class Tree:
             NotReachedError: No trace read it, nothing kept it, or the backward does not depend on it.
             TraceError: Several traces read it, and the backward depends on more than one of them.
         """
-        backward = grad.current(frame)
+        backward = ingrad.current(frame)
         if backward is None:
             return None
-        trace, key = self.trace_at(frame), (site.key, port, number)
+        trace, key = self.trace_at(frame), (site.key, number, port)
         open_reads = [trace._run.reads] if trace is not None and trace._run is not None else []
         where = f"{spell(site.path)}.{port}"
         for group in (open_reads, list(self._read)):

@@ -14,9 +14,9 @@ from interlace.errors import NotReachedError, OrderError, TraceError
 from interlace.pieces import RowVisit, join
 from interlace.recall import Key, weakly
 from interlace.rows import Rows
-from interlace.run import Run, remember
+from interlace.run import Run, _times, remember
 from interlace.site import Past, Port, Site, Visit
-from interlace.switch import Switch
+from interlace.switch import Switch, in_operator
 
 if TYPE_CHECKING:
     from interlace.schedule import Schedule
@@ -29,6 +29,7 @@ class Worker:
         body: Runs the block.
         rows: The rows that are its own; None for all.
         name: What errors call it.
+        group: Shared by the workers of one run, which take turns in any order.
 
     Attributes:
         place: Where it stands among the others.
@@ -45,7 +46,9 @@ class Worker:
     frames: Mapping[int, Any] = {}
     """No forward runs here for the run: what the block calls itself is nobody's operation."""
 
-    def __init__(self, body: Callable[["Worker"], Any], rows: Rows | None, name: str) -> None:
+    def __init__(
+        self, body: Callable[["Worker"], Any], rows: Rows | None, name: str, group: object = None
+    ) -> None:
         self.name = name
         self.rows = rows
         self.place = 0
@@ -63,24 +66,24 @@ class Worker:
         self._coverage = _coverage()
         self._looked = False
         self._ended: dict[Any, int] = {}  # visits of each site when these rows of a generation had ended
-        self.switch = Switch(self._start, self)
+        self.switch = Switch(self._start, self, group)
         self.pause = self.switch.pause if self._coverage is None else self._pause
 
     def note(self, live: Visit) -> None:
         """Note, without keeping it alive, what the block has read at a visit and what it has made of it."""
         if self.rows is None:
-            remember(self.reads, live)
+            remember(self.reads, live, live.port)
             return
         view = self._view
         if view is None or view.visit is not live:
             return
         if "result" in view.pieces:
-            self.reads[live.key, "output", live.number] = weakly(view.result)
+            self.reads[live.key, live.number, "output"] = weakly(view.result)
         args = view.args if "args" in view.pieces else ()
         kwargs = view.kwargs if "kwargs" in view.pieces else {}
         if args or kwargs:
             first = args[0] if args else next(iter(kwargs.values()))
-            self.reads[live.key, "input", live.number] = weakly(first)
+            self.reads[live.key, live.number, "input"] = weakly(first)
 
     def _start(self) -> Any:
         body, self._body = self._body, None
@@ -182,7 +185,7 @@ class Worker:
                 return self.side
             self.side = None
         schedule = self._schedule or self.schedule
-        key, live = site.key, schedule.live
+        key, live, rows = site.key, schedule.live, self.rows
         if self._ended and 0 < self._ended.get(key, 0) <= number:
             raise NotReachedError(
                 f"{site.at(port, number)} was not reached: this prompt ended before, while others went on."
@@ -193,16 +196,21 @@ class Worker:
             and live.number == number
             and (live.port == port or port == "input")
         ):
-            return live if self.rows is None else self._own(live)
+            return live if rows is None else self._own(live)
         run = schedule.run
-        if (run.starts if port == "input" else run.ends)[key] > number:
+        tally = run.tally
+        if port == "output":
+            seen = _times(key, tally.left, run._ends)
+        else:
+            seen = _times(key, tally.entered, run._starts)
+        if seen > number:
             return self._past(site, port, number)
         if self.pending:
             self.settle()
             self.pending.clear()
         if not schedule.over and not run.stopped:
-            self.want = (key, number, port)
-            schedule.expect(self, self.want)
+            self.want = want = (key, number, port)
+            schedule.expect(self, want)
             self.pause()
         live = schedule.live
         if self.want is not None or live is None:
@@ -211,7 +219,7 @@ class Worker:
         run._site = site
         if port == "output":
             run.kinds[key] = live.result.__class__
-        return live if self.rows is None else self._own(live)
+        return live if rows is None else self._own(live)
 
     def _past(self, site: Site, port: Port, number: int) -> Any:
         """What came after the last step of a loop that saw the model end can still be read."""
@@ -225,6 +233,7 @@ class Worker:
     def ahead(self, site: Site, port: Port, number: int, inside: bool = False) -> bool:  # noqa: ARG002
         """Wait like `ask`, and tell whether the visit came before the model ended."""
         schedule = self.schedule
+        _outside_operators()
         schedule.look_ahead(self)
         self._looked = True
         try:
@@ -285,6 +294,7 @@ class Worker:
 
     def _tell(self, visit: Visit, port: Port) -> None:
         """Let everybody else see a visit that this block makes itself: the model tells of it, on its own stack."""
+        _outside_operators()
         self.tells = visit, port
         self.pause()
 
@@ -296,6 +306,7 @@ class Worker:
         Raises:
             TraceError: It will never come.
         """
+        _outside_operators()
         self.until, self.waits = until, waits
         self.schedule.hold(self)
         self.pause()
@@ -313,10 +324,10 @@ class Worker:
             sys.settrace(own)
 
     def _own(self, visit: Visit) -> RowVisit:
-        view, views = self._view, self.schedule.views
+        view, views, rows = self._view, self.schedule.views, self.rows
         if view is None or view.visit is not visit or view not in views:  # at the output it has new pieces
-            assert self.rows is not None
-            view = self._view = RowVisit(visit, self.rows)
+            assert rows is not None
+            view = self._view = RowVisit(visit, rows)
             views.append(view)
         return view
 
@@ -327,6 +338,15 @@ class Worker:
         self.pause = self.switch.pause  # a bound method of its own would hold it
         self._schedule = self._body = self._view = None
         self.pending.clear()
+
+
+def _outside_operators() -> None:
+    """Blocks that take turns in any order cannot leave operators in the order in which torch needs it."""
+    if in_operator(sys._getframe(2), None):
+        raise TraceError(
+            "A block beside others cannot wait inside a torch operator written in Python.\n"
+            "Wait before the operator is called."
+        )
 
 
 def _coverage() -> Any:

@@ -120,6 +120,50 @@ def test_accumulators_lose_no_update(model: il.Model, net: nn.Sequential) -> Non
     assert count == 3
 
 
+def test_what_an_earlier_block_changed_in_place_is_not_looked_for_in_a_later_one(model: il.Model) -> None:
+    """S-74: names follow program order, also where the earlier block bound the same object again."""
+    total, best = torch.zeros(()), torch.zeros(())
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            total += 1
+        with tracer.invoke(X):
+            best = total * 1
+        with tracer.invoke(X):
+            best = best + model[0].output.detach().sum() * 0
+            total += 1
+    assert (float(total), float(best)) == (2, 1)
+
+
+def test_the_last_line_of_a_block_may_edit_an_own_value_in_place(net: nn.Sequential) -> None:
+    """S-71, S-39: what shares no memory with the site goes back when the block ends, as it does at the next line."""
+
+    class Twice(il.Envoy):
+        @il.view("output")
+        def twice(self, output: torch.Tensor) -> torch.Tensor:
+            return output * 2
+
+        @twice.back
+        def twice(self, output: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            return value / 2
+
+    model = il.Model(net, envoys={"2": Twice})
+
+    def change(root: il.Envoy) -> None:
+        root[2].twice[:] = 6
+
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            model[2].twice[:] = 6
+        with tracer.invoke(Y):
+            pass
+        with tracer.invoke():
+            both = model.output
+    three = net[3](torch.full_like(net[2](X), 3.0))
+    torch.testing.assert_close(both[: len(X)], three[: len(X)])
+    torch.testing.assert_close(both[len(X) :], net(Y))
+    torch.testing.assert_close(model.edit(change)(X), three)
+
+
 def test_a_dependency_that_no_order_can_meet_names_both_blocks(model: il.Model) -> None:
     """S-80: the second block needs a value from below a site that it wants to write."""
     line = sys._getframe().f_lineno

@@ -156,14 +156,16 @@ class Family:
         later = [place for place in places if place > asker._il_place]
         if not later or name in asker._il_binds:
             return held
-        if held is not NOTHING and not any(place < asker._il_place for place in places):
+        if held is not NOTHING:
+            if any(place < asker._il_place for place in places):
+                return held  # an earlier block left it alone, or changed it in place
             raise CaptureError(
                 f"`{name}` is bound before the trace and again by a later block; the block that reads it may mean\n"
                 "either. Use two names, or write the block that assigns it first."
             )
         return next(
             (made for place in later if (made := self._made(asker, self.scopes[place], name)) is not NOTHING),
-            held,
+            NOTHING,
         )
 
     def _made(self, asker: Scope, maker: Scope, name: str) -> object:
