@@ -95,7 +95,7 @@ def test_a_name_bound_before_and_by_a_later_block_is_ambiguous(model: il.Model) 
     """S-74."""
     source = torch.zeros(2, 4)
     with pytest.raises(
-        TraceError, match=r"(?s)'source' is bound before the trace and again by a later block"
+        TraceError, match=r"(?s)`source` is bound before the trace and again by a later block"
     ):
         with model.trace() as tracer:
             with tracer.invoke(X):
@@ -142,7 +142,7 @@ def test_the_last_line_of_a_block_may_edit_an_own_value_in_place(net: nn.Sequent
         def twice(self, output: torch.Tensor) -> torch.Tensor:
             return output * 2
 
-        @twice.back
+        @twice.back  # type: ignore[no-redef]
         def twice(self, output: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             return value / 2
 
