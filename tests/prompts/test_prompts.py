@@ -142,7 +142,7 @@ def test_the_last_line_of_a_block_may_edit_an_own_value_in_place(net: nn.Sequent
         def twice(self, output: torch.Tensor) -> torch.Tensor:
             return output * 2
 
-        @twice.back
+        @twice.back  # type: ignore[no-redef]
         def _(self, output: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             return value / 2
 
