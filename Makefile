@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2
 
 VENV  := .venv
 VENV4 := .venv-transformers4

@@ -59,5 +59,6 @@ def wrapping(modules: int, fresh: int) -> Wrapping:
             pass
         empty = thread_time_ns()
         times.append((wrapped - start, again - read, empty - again, read - start))
+        del model  # or the next round would take this model apart while it is timed
     medians = [statistics.median(column) / 1000 for column in zip(*times[1:], strict=True)]
     return Wrapping(sum(1 for _ in net.modules()), *medians)

@@ -149,6 +149,26 @@ def test_the_path_of_the_mask_is_the_real_one(attention: str, hidden: int) -> No
     compare(model, really(net, **given))
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda t: t.sum().item(),
+        lambda t: (t > 0).any() and 1,
+        lambda t: t + torch.ones(2),
+        lambda t: t.nonzero(),
+    ],
+)
+def test_what_a_scan_gave_has_no_values_afterwards(use: Callable[[Tensor], Any]) -> None:
+    """S-38: torch's own words for it would not tell a reader that the tensor is from a scan."""
+    model = il.Model(nn.Linear(2, 2))
+    with model.scan(torch.ones(2, 2)):
+        held = model.output
+    for tensor in (held, model.output):
+        with pytest.raises(ScanError, match=r"is from a scan.*\nFor values, read it in a trace"):
+            use(tensor)
+        assert (tensor * 2).shape == (2, 2)
+
+
 def test_the_block_is_native() -> None:
     """S-37: it reads, edits, makes tensors and calls modules, all without values."""
     model = il.Model(models.Transformer())
@@ -235,7 +255,7 @@ def test_what_is_kept_cannot_be_mixed_up() -> None:
         (2, 4), torch.float32, torch.device("cpu"), False,
     )  # fmt: skip
     assert "FakeTensor" in repr(kept)
-    with pytest.raises(AssertionError, match="convert all Tensors to FakeTensors"):
+    with pytest.raises(ScanError, match="is from a scan"):
         kept + torch.zeros(4)
 
 

@@ -479,7 +479,7 @@ def test_a_late_write_to_an_input_is_refused(net: nn.Sequential, model: il.Model
                 OrderError, match=r"`model\[0\]\.input` cannot be changed any more.*\nWrite it before"
             ):
                 write()
-        with pytest.raises(OrderError):
+        with pytest.raises(OrderError, match=r"cannot be skipped any more.*\nSkip it before"):
             model[0].skip(torch.zeros(2, 4))
         out = model.output
     assert torch.equal(out, net(x))

@@ -198,10 +198,10 @@ class Plan(Scan):
         whole._note(self, site, port, visit, late)
         return visit
 
-    def before(self, site: Site) -> Visit:
+    def before(self, site: Site, what: str = "changed") -> Visit:
         """Like `visit` at the input, for a write."""
         try:
-            visit = super().before(site)
+            visit = super().before(site, what)
         except OrderError as error:
             whole = self._whole
             request = whole.requests[-1]

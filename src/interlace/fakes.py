@@ -37,7 +37,7 @@ from interlace.torch_operations import (
     tensors,
     written,
 )
-from interlace.valueless import NO_VALUES, VALUES, said, stack
+from interlace.valueless import FROM_A_SCAN, NO_VALUES, VALUES, said, stack, wants_values
 
 counting: ContextVar[bool] = ContextVar("counting", default=False)
 """Whether new tensors of integers are made for real: on the model's side, never in a block."""
@@ -54,9 +54,11 @@ class _Mode(FakeTensorMode):  # type: ignore[no-untyped-call]  # torch types no 
     Attributes:
         made: Called with what each operation gives, unless it is a view of a stand-in.
         stores: The storages of stand-ins.
+        over: Whether the scan has ended, which the tensors that were read in it have not.
     """
 
     made: Callable[[torch.Tensor], None] | None = None
+    over = False
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
@@ -66,7 +68,12 @@ class _Mode(FakeTensorMode):  # type: ignore[no-untyped-call]  # torch types no 
         self, func: Any, types: Any, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
         with torch._C.DisableTorchFunction():
-            result = super().__torch_dispatch__(func, types, args, kwargs or {})
+            try:
+                result = super().__torch_dispatch__(func, types, args, kwargs or {})
+            except (RuntimeError, AssertionError) as error:
+                if self.over and wants_values(error):
+                    raise ScanError(FROM_A_SCAN) from None
+                raise
             if self.made is not None:
                 for tensor in tensors(result):
                     if tensor.layout == torch.strided and tensor.untyped_storage()._cdata not in self.stores:
@@ -109,7 +116,8 @@ class Fakes(TorchFunctionMode):
         """Leave, wherever in the stack of modes this is: generators are not always left in order."""
         self._stand(lambda others: others)
         _torchs_log.removeFilter(self._is_news)
-        self.mode.allow_non_fake_inputs = False  # from now on torch says what is wrong with a mixture
+        self.mode.allow_non_fake_inputs = False  # from now on a mixture of real and fake is an error
+        self.mode.over = True
 
     def _is_news(self, record: logging.LogRecord) -> bool:
         """What torch logs of an operation that failed, it raises as well."""

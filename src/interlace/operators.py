@@ -47,9 +47,9 @@ class Inside:
             )
         return visit
 
-    def before(self, site: Site) -> Visit:
+    def before(self, site: Site, what: str = "changed") -> Visit:
         """Like `Trace.before`."""
-        return type(self._trace).before(self, site)  # type: ignore[no-any-return]
+        return type(self._trace).before(self, site, what)  # type: ignore[no-any-return]
 
     def skip(self, site: Site, value: Any) -> None:
         """Like `Trace.skip`."""

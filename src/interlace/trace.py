@@ -234,7 +234,7 @@ class Trace:
             >>> model = il.demo_model()
             >>> with model.trace() as tracer:
             ...     with tracer.invoke("3 4"):
-            ...         hidden = tracer.unpadded(model.transformer.h[0].output)
+            ...         hidden = tracer.unpadded(model.transformer.h[0].input)
             ...     with tracer.invoke("3 4 5 6 7"):
             ...         pattern = tracer.unpadded(model.transformer.h[0].attn.output[0], 1)
             >>> hidden.shape[1], pattern.shape[1]
@@ -294,13 +294,13 @@ class Trace:
             remember(run.reads, visit, port)
         return visit
 
-    def before(self, site: Site) -> Visit:
+    def before(self, site: Site, what: str = "changed") -> Visit:
         """Like `visit` at the input, for a write: the call must not have begun."""
         visit = self.visit(site, "input")
         if visit.port != "input":
             raise OrderError(
-                f"{site.at('input', visit.number)} cannot be changed any more: the call has been made.\n"
-                "Write it before you ask for the output."
+                f"{site.at('input', visit.number)} cannot be {what} any more: the call has been made.\n"
+                f"{'Skip' if what == 'skipped' else 'Write'} it before you ask for the output."
             )
         return visit
 
@@ -310,7 +310,7 @@ class Trace:
         Raises:
             WriteError: A scan, or an earlier visit, told that the site gives something of another structure.
         """
-        visit, run = self.before(site), self.run
+        visit, run = self.before(site, "skipped"), self.run
         scanned = self._tree.shapes.get(site.path)
         run.skip(site, visit, stand_in(value, site, run.kinds.get(site.key), scanned))
 

@@ -7,6 +7,7 @@ from types import FrameType
 
 import torch
 from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
     DynamicOutputShapeException,
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
@@ -21,8 +22,18 @@ VALUES = frozenset({
 })  # fmt: skip
 """Operations that give the values of a tensor, by name."""
 
+FROM_A_SCAN = (
+    "This tensor is from a scan: it has a shape, a dtype and a device, and no values.\n"
+    "For values, read it in a trace: `with model.trace(...):`."
+)
+
 _HERE = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
+
+
+def wants_values(error: Exception) -> bool:
+    """Whether torch raised this because a tensor has no values, or because it met others that have."""
+    return isinstance(error, (*NO_VALUES, DataDependentOutputException)) or "to FakeTensors" in str(error)
 
 
 def stack(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:

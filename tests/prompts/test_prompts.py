@@ -142,8 +142,8 @@ def test_the_last_line_of_a_block_may_edit_an_own_value_in_place(net: nn.Sequent
         def twice(self, output: torch.Tensor) -> torch.Tensor:
             return output * 2
 
-        @twice.back
-        def _(self, output: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        @twice.back  # type: ignore[no-redef]
+        def twice(self, output: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             return value / 2
 
     model = il.Model(net, envoys={"2": Twice})

@@ -47,7 +47,7 @@ class Trace(Protocol):
     def visit(self, site: Site, port: Port) -> Visit:
         """Run the model to the visit that a request made now means."""
 
-    def before(self, site: Site) -> Visit:
+    def before(self, site: Site, what: str = "changed") -> Visit:
         """The visit at the input, for a write."""
 
     def skip(self, site: Site, value: Any) -> None:
