@@ -201,6 +201,10 @@ class RowVisit:
             piece.take((field == "result" or visit.port == "input") and _grad())
         return piece
 
+    def shares(self) -> bool:
+        """Whether something was replaced that may have no rows, so that it is every prompt's."""
+        return any(not piece.rows.has(piece.whole) and piece.edited() for piece in self.pieces.values())
+
     @property
     def args(self) -> tuple[Any, ...]:
         """Positional arguments."""

@@ -184,8 +184,8 @@ class Schedule:
         while ready:
             worker = ready.pop(0)
             worker.want = None
-            if self.views and worker.rows is None:  # it sees what those before it wrote
-                assert live is not None
+            if self.views and (worker.rows is None or any(map(RowVisit.shares, self.views))):
+                assert live is not None  # the worker sees what those before it wrote
                 join(live, self.views, again=True)
             switch = worker.switch
             switch.resume()

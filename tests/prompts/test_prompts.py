@@ -12,6 +12,7 @@ from torch import nn
 
 import interlace as il
 from interlace.errors import InputError, OrderError, TraceError
+from tests.models import Odd
 
 X, Y = torch.ones(2, 4), torch.full((3, 4), -1.0)
 
@@ -336,3 +337,39 @@ def test_a_trace_inside_a_block_is_its_own(model: il.Model, net: nn.Sequential) 
             pass
     torch.testing.assert_close(inner, net[0](Y))
     torch.testing.assert_close(outer, net[:3](X))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_what_has_no_rows_is_seen_by_the_blocks_after_as_it_was_written(grad: bool) -> None:
+    """S-72, S-89: a value without a batch dimension is every prompt's, replaced or edited in place."""
+    net = Odd(4)
+    model, x = il.Model(net), torch.ones(1, 4)
+    with torch.set_grad_enabled(grad), model.trace() as tracer:
+        with tracer.invoke(x):
+            model.inner.input
+            model.constant.output = model.constant.output * 0.5 + 1
+        with tracer.invoke(x):
+            model.inner.output[:] = 0
+            seen = model.constant.output.clone()
+            model.constant.output = model.constant.output * 3
+        with tracer.invoke(x):
+            last = model.constant.output
+    assert torch.equal(seen, torch.full((4,), 2.0))
+    assert torch.equal(last, torch.full((4,), 6.0))
+    expected = torch.cat([net.inner(x) + 6, torch.full((1, 4), 6.0), net.inner(x) + 6])
+    torch.testing.assert_close(tracer.result, expected)
+
+
+def test_a_block_reads_the_input_of_a_call_and_replaces_its_output(
+    model: il.Model, net: nn.Sequential
+) -> None:
+    """S-72: its rows of the one and of the other port of one visit."""
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            kept = model.output
+        with tracer.invoke(X):
+            model[3].input
+            model[3].output = model[3].output * 0
+    assert torch.equal(kept, tracer.result[:2])
+    assert not tracer.result[2:].any()
+    torch.testing.assert_close(kept, net(X))
