@@ -6,7 +6,7 @@ language models are where the tool is a visible part, the real-size one is where
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -66,6 +66,18 @@ class Subject:
     @property
     def blocks(self) -> int:
         return sum(1 for _ in self.net.get_submodule(self.stack).children())
+
+    def to(self, device: str) -> "Subject":
+        """The same on another device."""
+        kwargs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.kwargs.items()}
+        return replace(
+            self,
+            net=self.net.to(device),
+            replacement=self.replacement.to(device),
+            args=tuple(arg.to(device) for arg in self.args),
+            kwargs=kwargs,
+            prompt=None if self.prompt is None else self.prompt.to(device),
+        )
 
     def copy(self) -> Any:  # a module, whose attributes are its own
         """Modules of its own for each tool, so that what one leaves on them reaches no other."""

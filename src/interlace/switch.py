@@ -165,7 +165,7 @@ class Switch:
         self.carries = carries
         self._worker: Worker | None = None
         self._resumer: greenlet | None = None
-        self._ambient: ambient.Ambient | bool = ambient.read()
+        self._ambient: ambient.State = ambient.read()
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._level = ambient.functorch_level()
         self._home = _homes.home
