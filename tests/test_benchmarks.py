@@ -1,5 +1,6 @@
 """The benchmark measures what it says: every tool arrives at the same values. Nothing is timed here."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,8 +115,7 @@ def test_prompts_arrive_at_what_the_hooks_do() -> None:
             prompts.same(subject.functions(sites), expected)
             prompts.same(subject.blocks(sites), expected)
         assert "an edited model" in next(prompts.edit_rows(0.0))
-    first, _ = prompts.captures(50, fresh=1, repeats=1)
-    assert first > 0  # milliseconds; what it takes again may drown in noise
+    assert all(map(math.isfinite, prompts.captures(50, fresh=1, repeats=1)))
 
 
 def test_the_loop_that_recordings_are_measured_against_records_the_same() -> None:

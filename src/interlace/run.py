@@ -7,7 +7,7 @@ does not know modules, and the tap of a module tells it only what happens (`reac
 
 import warnings
 import weakref
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any
 
@@ -60,18 +60,17 @@ class Tally:
         self.left: list[Any] = []
 
 
-FEW = 16
+FEW = 256
 """How many calls are looked through in the notes themselves before they are counted."""
 
 
-Counts = defaultdict[Any, int]
+Counts = Counter[Any]
 
 
 def _count(noted: list[Any], counts: Counts) -> Counts:
     """Count what has been noted."""
     if noted:
-        for key, times in Counter(noted).items():
-            counts[key] += times
+        counts.update(noted)
         noted.clear()
     return counts
 
@@ -113,8 +112,8 @@ class Run:
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.tally = tally = Tally()
-        self._starts: Counts = defaultdict(int)
-        self._ends: Counts = defaultdict(int)
+        self._starts: Counts = Counter()
+        self._ends: Counts = Counter()
         self._asked: dict[Port, Any] = {"input": tally.before, "output": tally.after}
         self.watchers: dict[tuple[Any, Port], list[Watcher]] = {}
         self.recorders: list[tuple[Container[Any], Port, Watcher]] = []
@@ -181,11 +180,10 @@ class Run:
         if live is not None and live.key == key and live.number == number and port in ("input", live.port):
             return live
         tally = self.tally
-        if port == "output":
-            seen = _times(key, tally.left, self._ends)
-        else:
-            seen = _times(key, tally.entered, self._starts)
-        if seen > number:
+        noted, counts = (tally.left, self._ends) if port == "output" else (tally.entered, self._starts)
+        if len(noted) > FEW:
+            _count(noted, counts)
+        if counts.get(key, 0) + noted.count(key) > number:
             return self._past(site, port, number)
         switch = self.switch
         if switch.done:
@@ -254,12 +252,13 @@ class Run:
     def finish(self) -> Any:
         """Let the model run to its end and return what it returned; None if it failed or was stopped."""
         self._wanted = None
-        try:
-            self.settle()
-        except BaseException:
-            self.end()
-            raise
-        self.pending.clear()
+        if self.pending:
+            try:
+                self.settle()
+            except BaseException:
+                self.end()
+                raise
+            self.pending.clear()
         while not self.switch.done:
             self.live = None
             self.switch.resume()
