@@ -78,6 +78,18 @@ def _here() -> Tally | None:
     return run.tally if isinstance(run, Run) else None
 
 
+def _root(report: Callable[..., Any], served: Callable[[], Tally]) -> Callable[..., Any]:
+    """The report of a model's root, which also keeps the notes of a long run short when nobody asks for anything."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if len(served().entered) > MANY and (tally := _here()) is not None and tally is served():
+            getcurrent().tracing.count()  # type: ignore[attr-defined]
+        return report(*args, **kwargs)
+
+    call.tap = report.tap  # type: ignore[attr-defined]
+    return call
+
+
 def _reports(
     modules: list[nn.Module], lender: "weakref.ref[Taps]"
 ) -> tuple[list[Callable[..., Any]], Callable[[Tally], None]]:
@@ -133,19 +145,8 @@ def _reports(
         call.tap = tap  # type: ignore[attr-defined]
         return call
 
-    def root(call: Callable[..., Any]) -> Callable[..., Any]:
-        """The report of the root, which keeps the notes of a long run short when nobody asks for anything."""
-
-        def folding(*args: Any, **kwargs: Any) -> Any:
-            if len(served.entered) > MANY and _here() is served:
-                getcurrent().tracing.count()  # type: ignore[attr-defined]
-            return call(*args, **kwargs)
-
-        folding.tap = call.tap  # type: ignore[attr-defined]
-        return folding
-
-    first, *others = map(report, modules)
-    return [root(first), *others], serve
+    reports = [report(module) for module in modules]
+    return [_root(reports[0], lambda: served), *reports[1:]], serve
 
 
 def works() -> bool:
