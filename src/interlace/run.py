@@ -75,14 +75,6 @@ def _count(noted: list[Any], counts: Counts) -> Counts:
     return counts
 
 
-def _times(key: Any, noted: list[Any], counts: Counts) -> int:
-    """How often a key has been noted or counted."""
-    if len(noted) > FEW:
-        _count(noted, counts)
-        return counts.get(key, 0)
-    return counts.get(key, 0) + noted.count(key)
-
-
 class Run:
     """One call of a model in progress.
 
@@ -148,6 +140,14 @@ class Run:
         """How often each site has been left, by key."""
         return _count(self.tally.left, self._ends)
 
+    def seen(self, key: Any, port: Port) -> int:
+        """How often the model has passed a port of a site."""
+        tally = self.tally
+        noted, counts = (tally.left, self._ends) if port == "output" else (tally.entered, self._starts)
+        if len(noted) > FEW:
+            _count(noted, counts)
+        return counts.get(key, 0) + noted.count(key)
+
     def count(self) -> None:
         """Count what has been noted, for notes take memory."""
         self.starts, self.ends  # noqa: B018
@@ -179,11 +179,7 @@ class Run:
             self.side = None
         if live is not None and live.key == key and live.number == number and port in ("input", live.port):
             return live
-        tally = self.tally
-        noted, counts = (tally.left, self._ends) if port == "output" else (tally.entered, self._starts)
-        if len(noted) > FEW:
-            _count(noted, counts)
-        if counts.get(key, 0) + noted.count(key) > number:
+        if self.seen(key, port) > number:
             return self._past(site, port, number)
         switch = self.switch
         if switch.done:
@@ -268,12 +264,7 @@ class Run:
 
     def settle(self) -> None:
         """Let what waits for the model to go on have its effect now."""
-        try:
-            for call in list(self.pending):
-                call()
-        except BaseException:
-            self.pending.clear()
-            raise
+        settle(self.pending)
 
     def stop(self) -> None:
         """End the model's run where it is. What was read stays; nothing more can be asked for."""
@@ -377,9 +368,8 @@ class Run:
 
     def reach(self, key: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make a call that somebody waits for: pause before it, and after it where that was asked for."""
-        entered = self.tally.entered
-        visit = Visit(key, _times(key, entered, self._starts), args, kwargs)
-        entered.append(key)
+        visit = Visit(key, self.seen(key, "input"), args, kwargs)
+        self.tally.entered.append(key)
         self._arrive(visit, "input")
         if not visit.skipped:
             try:
@@ -389,7 +379,7 @@ class Run:
                 raise
         self.tally.left.append(key)
         if key in self.tally.after:
-            visit.number = _times(key, self.tally.left, self._ends) - 1
+            visit.number = self.seen(key, "output") - 1
             self._arrive(visit, "output")
         return visit.result
 
@@ -401,7 +391,7 @@ class Run:
 
     def leave(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Report a call that has been made, and return what the model goes on with."""
-        number = self._ends.get(key, 0) + self.tally.left.count(key) - 1
+        number = self.seen(key, "output") - 1
         visit = Visit(key, number, args, kwargs, "output", result)
         self._arrive(visit, "output")
         return visit.result
@@ -519,6 +509,16 @@ class Run:
         """Let `value` stand for the call at whose input the model is paused."""
         visit.skipped, visit.result = True, value
         self.skipped.append(site)
+
+
+def settle(pending: list[Callable[[], None]]) -> None:
+    """Call what waits for the model to go on; none of it twice if one of them fails."""
+    try:
+        for call in list(pending):
+            call()
+    except BaseException:
+        pending.clear()
+        raise
 
 
 def remember(reads: dict[Key, Any], visit: Visit, port: Port) -> None:
