@@ -12,7 +12,7 @@ from interlace.errors import TravelError
 from interlace.parse import compile_tree, parse
 
 LAMBDA = "_"
-_NESTED = 0x10  # CO_NESTED: whether a function stands in another one
+_PLACE = 0x10 | 0x8000000  # CO_NESTED, CO_METHOD (Python 3.14): whether a function stands in another one, in a class
 FUTURE = 0x1FE0000  # every flag of `from __future__`
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
@@ -236,7 +236,7 @@ def same_code(one: CodeType, other: CodeType) -> bool:
     """Whether two code objects do the same, wherever they stand."""
     if any(getattr(one, name) != getattr(other, name) for name in _COMPARED):
         return False
-    if (one.co_flags ^ other.co_flags) & ~_NESTED or len(one.co_consts) != len(other.co_consts):
+    if (one.co_flags ^ other.co_flags) & ~_PLACE or len(one.co_consts) != len(other.co_consts):
         return False
     return all(map(_same, one.co_consts, other.co_consts))
 
