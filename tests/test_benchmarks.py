@@ -114,7 +114,7 @@ def test_prompts_arrive_at_what_the_hooks_do() -> None:
             prompts.same(subject.functions(sites), expected)
             prompts.same(subject.blocks(sites), expected)
         assert "an edited model" in next(prompts.edit_rows(0.0))
-    first, _ = prompts.captures(50, fresh=1, repeats=1)
+    first, _ = prompts.captures(50, fresh=3, repeats=3)  # a collection may fall into one of them
     assert first > 0  # milliseconds; what it takes again may drown in noise
 
 
