@@ -9,6 +9,7 @@ import subprocess
 import sys
 import traceback
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -211,6 +212,37 @@ print(model.source.mul_0.line_number)
     kept = sys.version_info >= (3, 13)
     assert done.stdout == ("2.0\n3\n" if kept else "")
     assert ("it was typed at a prompt" in done.stderr) is not kept
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="`sys.monitoring` is there from Python 3.12 on")
+def test_no_free_tool_to_skip_with(tmp_path: Path) -> None:
+    program = """
+import sys
+import torch
+import interlace as il
+for number in (3, 4):
+    sys.monitoring.use_tool_id(number, f"theirs {number}")
+model = il.Model(torch.nn.Linear(1, 1))
+try:
+    with model.trace() as tracer:
+        with tracer.invoke(torch.ones(1, 1)):
+            raise AssertionError
+except RuntimeError as error:
+    print(error)
+sys.monitoring.free_tool_id(3)
+with model.trace() as tracer:
+    with tracer.invoke(torch.ones(1, 1)):
+        shape = model.output.shape
+print(shape)
+"""
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        "A block that runs later is skipped by a tool of `sys.monitoring`, and the ids 3 and 4 are taken:\n"
+        "'theirs 3' and 'theirs 4'. Free one, or give a function instead, which needs none.\n"
+        "torch.Size([1, 1])\n"
+    )
 
 
 def test_return_break_and_await_are_refused_before_anything_runs(model: il.Model) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from types import CodeType, FrameType
 from typing import Any, Protocol
 
+from interlace.errors import CaptureError
+
 _WITH = frozenset({"SETUP_WITH", "BEFORE_WITH"})
 _OPTIMIZED = 0x1  # CO_OPTIMIZED: a function, whose local names are slots and not a dictionary
 
@@ -105,7 +107,11 @@ if sys.version_info >= (3, 12):
             if self.tool is None:
                 self.tool = next((tool for tool in (4, 3) if known(tool) is None), None)
             if self.tool is None:
-                raise RuntimeError("no free tool id of `sys.monitoring` is left to skip a block with")
+                taken = " and ".join(f"{known(tool)!r}" for tool in (3, 4))
+                raise CaptureError(
+                    "A block that runs later is skipped by a tool of `sys.monitoring`, and the ids 3 and 4 are taken:\n"
+                    f"{taken}. Free one, or give a function instead, which needs none."
+                )
             if known(self.tool) is None:
                 sys.monitoring.use_tool_id(self.tool, "interlace")
             sys.monitoring.register_callback(self.tool, sys.monitoring.events.INSTRUCTION, self.reached)
