@@ -329,13 +329,16 @@ class Switch:
 
 
 def unwind_abandoned() -> None:
-    """End the runs of this thread whose trace was left or collected on another thread."""
+    """End what could not be unwound when it was left: on another thread, or before others that had to end first."""
     queue = _homes.home.abandoned
-    for _ in range(len(queue)):
-        if queue:
-            switch = queue.popleft()
-            switch.end()
-            switch.error = None
+    before = len(queue) + 1
+    while 0 < len(queue) < before:  # one that ends may be what another waited for
+        before = len(queue)
+        for _ in range(before):
+            if queue:
+                switch = queue.popleft()
+                switch.end()
+                switch.error = None
 
 
 def _is_coverage(tracer: Any) -> bool:
