@@ -7,11 +7,12 @@ when the trace runs its model, each on a stack of its own (`workers`), over the 
 
 import sys
 from collections.abc import Callable
+from math import inf
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from interlace import frames
-from interlace.capture import Body, Family, Scope, Template, capture, held, write
+from interlace.capture import Body, Family, Scope, Template, capture, held, line_in, write
 from interlace.errors import InputError, TraceError
 from interlace.rows import Rows
 from interlace.switch import carried
@@ -85,6 +86,7 @@ class Prompts:
         self._families: dict[int, tuple[FrameType, Family]] = {}
         self._templates: dict[Scope, Template] = {}
         self._promises: dict[int, tuple[FrameType, list[Promise]]] = {}
+        self._workers: list[Worker] = []
 
     def __bool__(self) -> bool:
         return bool(self._bodies)
@@ -98,7 +100,7 @@ class Prompts:
         """Take in a captured block."""
         frame = body.frame
         assert frame is not None
-        _, family = self._families.setdefault(id(frame), (frame, Family(self._wait)))
+        _, family = self._families.setdefault(id(frame), (frame, Family(self._wait, self._wait_for_use)))
         scope = body.scope()
         family.add(scope)
         self._templates[scope] = body.template
@@ -119,24 +121,42 @@ class Prompts:
         self._names.append(name)
 
     def _wait(self, asker: Scope, maker: Scope, name: str) -> None:
+        """Let a block wait until another one has settled a name."""
+        makes = self._templates[maker].line_of(name)
+        self._wait_until(asker, name, lambda: maker._il_is_settled(name), f"which line {makes} assigns")
+
+    def _wait_for_use(self, asker: Scope, user: Scope, name: str) -> None:
+        """Let a block wait until another one, which comes first, has no more use for a name."""
+        if not self._is_past(user, name):
+            last = user._il_uses[name].last
+            until = "to its end" if last == inf else f"up to line {last}"
+            self._wait_until(
+                asker, name, lambda: self._is_past(user, name), f"which a block before uses {until}"
+            )
+
+    def _is_past(self, user: Scope, name: str) -> bool:
+        """Whether a block, at the line where it pauses, has no more use for a name."""
+        code = self._templates[user].code
+        stacks = [worker.switch.frame for worker in self._workers]
+        return user._il_is_past(name, max(line_in(user, code, frame) for frame in stacks))
+
+    def _wait_until(self, asker: Scope, name: str, until: Callable[[], bool], why: str) -> None:
         worker = carried()
         if not isinstance(worker, Worker) or worker.trace._outer._prompts is not self:
             raise TraceError(
                 f"`{name}` is made by another block of a trace around this one, which cannot go on from in here.\n"
                 "Read it in a line above the inner trace."
             )
-        makes, asks = self._templates[maker], self._templates[asker]
+        asks = self._templates[asker]
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code is not asks.code:
             frame = frame.f_back
         line = asks.line if frame is None else frame.f_lineno
 
         def waits() -> str:
-            return (
-                f"`{name}` at line {line}, which line {makes.line_of(name)} assigns ({asks.code.co_filename})"
-            )
+            return f"`{name}` at line {line}, {why} ({asks.code.co_filename})"
 
-        worker.wait(lambda: maker._il_is_settled(name), waits)
+        worker.wait(until, waits)
 
     def workers(self, trace: "Trace", rows: list[Rows]) -> list[Worker]:
         """A worker for each block.
@@ -151,6 +171,7 @@ class Prompts:
             own = None if given is None else next(left)
             own = None if own is None or own.size == own.total else own
             made.append(part(trace, body, own, name, (trace._tree,)))
+        self._workers = made
         return made
 
     def close(self) -> None:
@@ -167,6 +188,7 @@ class Prompts:
         self._templates.clear()
         self._bodies.clear()
         self._promises.clear()
+        self._workers = []
 
 
 def part(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import interlace as il
-from interlace.errors import InputError, OrderError, TraceError
+from interlace.errors import CaptureError, InputError, OrderError, TraceError
 from tests.models import Odd
 
 X, Y = torch.ones(2, 4), torch.full((3, 4), -1.0)
@@ -133,6 +133,94 @@ def test_what_an_earlier_block_changed_in_place_is_not_looked_for_in_a_later_one
             best = best + model[0].output.detach().sum() * 0
             total += 1
     assert (float(total), float(best)) == (2, 1)
+
+
+@pytest.mark.parametrize("around", ["nothing", "loop", "function", "several lines"])
+def test_what_is_changed_in_place_waits_for_the_blocks_before(
+    model: il.Model, net: nn.Sequential, around: str
+) -> None:
+    """S-74, law 4: a block before still reads the object after the last time that it binds the name."""
+    total = torch.zeros(())
+    with model.trace() as tracer, torch.no_grad():
+        if around == "nothing":
+            with tracer.invoke(X):
+                total += model[0].output.sum()
+                late = model[3].output.sum()
+                seen = total * late
+        if around == "loop":
+            with tracer.invoke(X):
+                total += model[0].output.sum()
+                for site in (1, 3):
+                    seen = total * 1
+                    late = model[site].output.sum()
+                    seen = seen * late
+        if around == "function":
+            with tracer.invoke(X):
+                total += model[0].output.sum()
+
+                def product() -> object:
+                    return total * late
+
+                late = model[3].output.sum()
+                seen = product()
+        if around == "several lines":
+            with tracer.invoke(X):
+                total += model[0].output.sum()
+                seen = (
+                    model[3].output.sum()
+                    * total
+                )  # fmt: skip
+        with tracer.invoke(X):
+            total += 100
+    with torch.no_grad():
+        torch.testing.assert_close(seen, net[0](X).sum() * net(X).sum())
+        torch.testing.assert_close(total, net[0](X).sum() + 100)
+
+
+def test_what_cannot_be_changed_in_place_waits_for_nobody(model: il.Model) -> None:
+    """S-74: a number is another object after `+=`, and so is a tensor of the block's own."""
+    count, total = 0, torch.zeros(())
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            count += 1
+            last = model[3].output.sum() + count
+        with tracer.invoke(X):
+            count += 1
+            first = model[0].output
+            total = total + first.sum()
+            total += 1
+            second = model[1].output
+    assert count == 2
+    assert first.shape == second.shape
+    assert last.ndim == 0
+
+
+def test_an_object_with_two_names_is_not_changed_in_place(model: il.Model) -> None:
+    """S-74: `best` would be another value for the blocks after, or would not, as the model happens to run."""
+    total, line = torch.zeros(()), sys._getframe().f_lineno
+    with pytest.raises(
+        CaptureError, match=rf"(?s)`total` would be changed in place here, and line {line + 7} of a"
+    ):
+        with model.trace() as tracer:
+            with tracer.invoke(X):
+                total += model[0].output.sum()
+                best = total
+            with tracer.invoke(X):
+                total += model[0].output.sum()
+    assert best is total
+
+
+def test_a_wait_for_a_use_that_cannot_be_met_names_both_lines(model: il.Model) -> None:
+    total, line = torch.zeros(()), sys._getframe().f_lineno
+    with pytest.raises(OrderError, match=rf"waited for `total` at line {line + 8}, which a block before uses up to"
+                       rf" line {line + 6}"):  # fmt: skip
+        with model.trace() as tracer:
+            with tracer.invoke(X):
+                total += 1
+                total * model[3].output.sum()
+            with tracer.invoke(X):
+                total += model[0].output.sum()
+                model[1].output
 
 
 def test_the_last_line_of_a_block_may_edit_an_own_value_in_place(net: nn.Sequential) -> None:

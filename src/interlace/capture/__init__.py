@@ -4,7 +4,7 @@ Needed in three places only: several prompts in one forward, edits that stay, an
 machine. Each of them takes a plain function as well; this part serves their `with` form.
 """
 
-from interlace.capture.around import held, write
+from interlace.capture.around import held, line_in, write
 from interlace.capture.bindings import Bindings
 from interlace.capture.body import Body, Bound, Template, again, capture
 from interlace.capture.find import block_of
@@ -25,5 +25,6 @@ __all__ = [
     "block_of",
     "capture",
     "held",
+    "line_in",
     "write",
 ]

@@ -7,7 +7,7 @@ scope and not in the frame.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 from interlace.capture import skip
@@ -24,6 +24,15 @@ def outer(frame: FrameType) -> Scope | None:
         return None
     found: Scope = skip.held(frame)[SCOPE]
     return found
+
+
+def line_in(scope: Scope, code: CodeType, frame: FrameType | None) -> int:
+    """The line at which a block is, whose code runs on the stack from `frame` outward; 0 if it does not."""
+    while frame is not None:
+        if frame.f_code is code and outer(frame) is scope:
+            return frame.f_lineno
+        frame = frame.f_back
+    return 0
 
 
 def held(frame: FrameType) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
@@ -15,6 +15,7 @@ from interlace.capture.check import check
 from interlace.capture.find import FUNCTION_FORM, Block, find
 from interlace.capture.rewrite import SCOPE, Rewrite, settle
 from interlace.capture.scope import NOTHING, Scope
+from interlace.capture.uses import Use, uses
 from interlace.errors import CaptureError
 from interlace.parse import compile_tree
 
@@ -39,6 +40,7 @@ class Template:
         source: The lines of the whole `with` statement, as written.
         owner: The class whose body it is written in.
         item: Which item of the `with` enters it.
+        uses: How it uses the names that it mentions.
     """
 
     code: CodeType
@@ -51,6 +53,7 @@ class Template:
     source: str
     owner: str | None
     item: int
+    uses: Mapping[str, Use]
 
     def line_of(self, name: str) -> int:
         """The last line of the block that binds a name; that of its `with` when none can be told."""
@@ -118,7 +121,7 @@ class Body:
         binds = template.binds
         if rebinds and template.bound_as is not None:
             binds |= {template.bound_as}
-        return Scope(self.before(), binds, self.frame.f_globals, around.outer(self.frame))
+        return Scope(self.before(), binds, self.frame.f_globals, around.outer(self.frame), template.uses)
 
     def bind(self) -> Bound:
         """The block as a function of a `Scope`, free of the frame.
@@ -229,9 +232,11 @@ def _template(frame: FrameType, remedy: str) -> Template:
 
     reads = {mangle(name) for name in loads(block.body) if is_shared(name)}
     rewrite = Rewrite(is_shared, mangle, texts=bool(code.co_flags & _TEXTS))
+    used = uses(block.body, mangle)
     compiled = _compile(block, rewrite, owner, code)
     entry = skip.entry(code, frame.f_lasti)
-    return _described(block, compiled, found.deleted, (frozenset(reads), frozenset(binds)), owner, entry)
+    names = frozenset(reads), frozenset(binds)
+    return _described(block, compiled, found.deleted, names, owner, entry, used)
 
 
 def again(block: Block, reads: Iterable[str], owner: str | None, like: CodeType) -> Template:
@@ -251,7 +256,7 @@ def again(block: Block, reads: Iterable[str], owner: str | None, like: CodeType)
     shared = known | binds
     rewrite = Rewrite(lambda name: mangle(name) in shared, mangle, texts=bool(like.co_flags & _TEXTS))
     compiled = _compile(block, rewrite, owner, like)
-    return _described(block, compiled, found.deleted, (known, binds), owner, range(0))
+    return _described(block, compiled, found.deleted, (known, binds), owner, range(0), {})
 
 
 def _mangler(owner: str | None) -> Callable[[str], str]:
@@ -270,12 +275,13 @@ def _described(
     names: tuple[frozenset[str], frozenset[str]],
     owner: str | None,
     entry: range,
+    used: Mapping[str, Use],
 ) -> Template:
     mangle = _mangler(owner)
     deletes = frozenset(map(mangle, deleted))
     bound_as = mangle(block.bound_as) if block.bound_as else None
     return Template(
-        code, *names, deletes, bound_as, entry, block.statement.lineno, block.text, owner, block.item
+        code, *names, deletes, bound_as, entry, block.statement.lineno, block.text, owner, block.item, used
     )
 
 

@@ -13,11 +13,20 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from interlace.capture.bindings import Bindings, Function, arguments, imported
+from interlace.capture.uses import entangled
 
 SCOPE = "_il_"
 SET = "_il_set_"
 SETTLED = "_il_settled_"
+ALONE = "_il_alone_"
 _VALUE = "_il_value_"
+
+_IN_PLACE: dict[type[ast.operator], str] = {
+    ast.Add: "__iadd__", ast.Sub: "__isub__", ast.Mult: "__imul__", ast.MatMult: "__imatmul__", ast.Div: "__itruediv__",
+    ast.FloorDiv: "__ifloordiv__", ast.Mod: "__imod__", ast.Pow: "__ipow__", ast.LShift: "__ilshift__",
+    ast.RShift: "__irshift__", ast.BitAnd: "__iand__", ast.BitOr: "__ior__", ast.BitXor: "__ixor__",
+}  # fmt: skip
+"""What an object has that `+=` and its like change in place."""
 
 Node = TypeVar("Node", bound=ast.AST)
 
@@ -87,13 +96,21 @@ class Rewrite(ast.NodeTransformer):
     # Statements that bind in other ways than by a target
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST | list[ast.stmt]:
-        """The right side first: it may wait for the model, and the name may be someone else's until then."""
+        """The right side first: it may wait for the model, and the name may be someone else's until then.
+
+        What changes in place waits until the blocks before have no more use for it.
+        """
         if not isinstance(node.target, ast.Name) or not self._shared(node.target.id):
             return self.generic_visit(node)
         value = _at(node.value, ast.Assign([ast.Name(_VALUE, ast.Store())], self.visit(node.value)))
+        names: list[ast.expr] = [
+            ast.Constant(self.mangle(node.target.id)),
+            ast.Constant(_IN_PLACE[type(node.op)]),
+        ]
+        alone = ast.Expr(ast.Call(ast.Attribute(ast.Name(SCOPE, ast.Load()), ALONE, ast.Load()), names, []))
         node.target = self.visit(node.target)
         node.value = _at(node.value, ast.Name(_VALUE, ast.Load()))
-        return [value, node]
+        return [value, _at(node, alone), node]
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         if not isinstance(node.target, ast.Name) or not self._shared(node.target.id):
@@ -243,9 +260,9 @@ def settle(body: list[ast.stmt], mangle: Callable[[str], str]) -> list[ast.stmt]
     """Say after the last statement that can bind a name that the name is settled; other blocks may wait for it.
 
     The last statement may be inside a `with`, an `if` or a `try`; in a loop it is the loop. Names that a function
-    inside binds are settled by the end of the block.
+    inside binds, and those of an object that has several and is changed in place, are settled by the end of the block.
     """
-    late = Bindings(body).late
+    late = Bindings(body).late | entangled(body)
     return _settle(body, Bindings(body).bound - late, mangle)
 
 

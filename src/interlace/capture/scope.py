@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 
 from interlace.capture import around
+from interlace.capture.uses import Use
 from interlace.errors import CaptureError
 
 NOTHING = object()
@@ -37,6 +38,7 @@ class Scope:
         "_il_pending",
         "_il_place",
         "_il_settled",
+        "_il_uses",
     )
     _il_base: dict[str, object]
     _il_before: Mapping[str, object]
@@ -47,6 +49,7 @@ class Scope:
     _il_pending: list[str]
     _il_place: int
     _il_settled: set[str] | None
+    _il_uses: Mapping[str, Use]
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class Scope:
         binds: frozenset[str],
         names: Mapping[str, object],
         outer: Scope | None = None,
+        uses: Mapping[str, Use] | None = None,
     ) -> None:
         self._il_before = before  # what the frame held where the block stands
         self._il_binds = binds
@@ -63,6 +67,7 @@ class Scope:
         self._il_place = 0
         self._il_settled = set()  # None: all of them
         self._il_outer = outer  # of the kept block that this one stands in
+        self._il_uses = uses or {}
         self._il_pending = []  # names that blocks inside of this one bind when their trace ends
 
     def __getattr__(self, name: str) -> object:
@@ -91,6 +96,17 @@ class Scope:
         if self._il_settled is not None:
             self._il_settled.update(names)
 
+    def _il_alone_(self, name: str, method: str) -> None:
+        """Wait until the blocks before have no more use for an object that is about to be changed in place."""
+        if self._il_place and self._il_family is not None and self._il_in_place(name, method):
+            self._il_family.leave_alone(self, name)
+        if self._il_outer is not None and self._il_made(name) is NOTHING:
+            self._il_outer._il_alone_(name, method)
+
+    def _il_in_place(self, name: str, method: str) -> bool:
+        """Whether a name's object comes from outside of the block and can be changed in place."""
+        return hasattr(type(getattr(self, name, None)), method) and self._il_made(name) is NOTHING
+
     def _il_start(self) -> None:
         """Put in place what no sibling can change, so that reading it costs an attribute."""
         family = self._il_family
@@ -109,6 +125,10 @@ class Scope:
     def _il_is_settled(self, name: str) -> bool:
         return self._il_settled is None or (name in self._il_settled and name not in self._il_pending)
 
+    def _il_is_past(self, name: str, line: int) -> bool:
+        """Whether the block, which is at a line, has no more use for a name; 0 before it has begun."""
+        return self._il_settled is None or line > self._il_uses[name].last
+
     def _il_finish(self) -> None:
         """All names are what they will be: the block has ended, well or not."""
         self._il_settled = None
@@ -123,12 +143,14 @@ class Family:
 
     Args:
         wait: Called with the asker, the block that assigns the name, and the name; returns when it is settled.
+        use: Called likewise with a block that uses the name; returns when it no longer does.
     """
 
-    def __init__(self, wait: Wait = _no_wait) -> None:
+    def __init__(self, wait: Wait = _no_wait, use: Wait = _no_wait) -> None:
         self.scopes: list[Scope] = []
         self.binders: dict[str, list[int]] = {}
         self._wait = wait
+        self._use = use
 
     def add(self, scope: Scope) -> None:
         """Take in the next block in program order."""
@@ -172,6 +194,26 @@ class Family:
         if not maker._il_is_settled(name):
             self._wait(asker, maker, name)
         return maker._il_made(name)
+
+    def leave_alone(self, asker: Scope, name: str) -> None:
+        """Wait for the blocks before one, as far as they use the object that it is about to change in place.
+
+        Raises:
+            CaptureError: One of them gives the object another name: nobody knows who means it by that.
+        """
+        held = asker._il_before.get(name, NOTHING)
+        for other in reversed(self.scopes[: asker._il_place]):
+            use = other._il_uses.get(name)
+            if use is None:
+                continue
+            if other._il_before.get(name, NOTHING) is not held:
+                return  # rebound between the two blocks
+            if use.handed is not None:
+                raise CaptureError(
+                    f"`{name}` would be changed in place here, and line {use.handed} of a block before gives the same\n"
+                    f"object another name. Write it out, as in `{name} = {name} + ...`: that makes another object."
+                )
+            self._use(asker, other, name)
 
     def close(self, frame: FrameType | None) -> None:
         """Write what the blocks bound into the frame, later blocks over earlier ones, and let go of everything."""
