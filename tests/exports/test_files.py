@@ -359,6 +359,22 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another JSON": (lambda f: (f / "manifest.json").write_text("[1]"), "not the manifest of a file of edits"),
     "deep JSON": (lambda f: (f / "manifest.json").write_text("[" * 100_000), "is damaged"),
     "a long number": (lambda f: (f / "manifest.json").write_text('{"a": ' + "9" * 9999 + "}"), "is damaged"),
+    "a name twice": (
+        lambda f: relabeled(f, '"class":', '"class": "innocent", "class":'),
+        "'class' stands twice in an object",
+    ),
+    "not a number": (
+        lambda f: changed(f, put("functions", 0, "defaults", value=[float("nan")])),
+        "NaN is no number of JSON",
+    ),
+    "a folder for a file": (
+        lambda f: ((f / "manifest.json").unlink(), (f / "manifest.json").mkdir()),
+        r"manifest\.json is no plain file",
+    ),
+    "a text that moves the cursor": (
+        lambda f: changed(f, put("model", "class", value="Net\x1b[2K\nAll is well")),
+        "a name is no text that can be printed",
+    ),
     "a huge manifest": (lambda f: os.truncate(f / "manifest.json", 1 << 40), "too large to be text"),
     "a huge source": (lambda f: os.truncate(f / "edits.py", 1 << 40), "too large to be text"),
     "a huge tensor": (lambda f: changed(f, put("tensors", "DIRECTION", "shape", value=[1 << 40])), "not what the mani"),
@@ -367,6 +383,10 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         "not what the manifest says",
     ),
     "a negative stride": (lambda f: changed(f, put("tensors", "held", "stride", value=[-1])), "an impossible shape"),
+    "a version that moves the cursor": (
+        lambda f: (changed(f, put("version", value=0)), changed(f, put("interlace", value="\x1b[2K1"))),
+        r"is of version 0, written by interlace \[2K1; this",
+    ),
     "an older version": (lambda f: changed(f, put("version", value=0)), "is of version 0, written by interlace"),
     "a later version": (lambda f: changed(f, put("version", value=2)), "is of version 2, written by interlace"),
     "another file": (lambda f: changed(f, put("files", "../../x", value={"bytes": 1, "sha256": ""})), "other files"),
@@ -402,6 +422,12 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         "do not fit this model: this model has no tokenizer",
     ),
 }  # fmt: skip
+
+
+def relabeled(folder: Path, old: str, new: str) -> None:
+    """Change the text of the manifest, and no hash."""
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace(old, new, 1))
 
 
 def rewritten(folder: Path, change: Callable[[str], str]) -> None:
@@ -441,6 +467,7 @@ def test_a_file_that_is_not_right_loads_nothing(
     with pytest.raises(ExportError, match=message) as raised:
         model.import_edits("e", tmp_path)
     assert len(str(raised.value).splitlines()) <= 5
+    assert all(line.isprintable() for line in str(raised.value).splitlines())
     assert model._tree.edits == before
 
 
