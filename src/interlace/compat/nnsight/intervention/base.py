@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from interlace.compat.nnsight.elsewhere import here
+from interlace.compat.nnsight.intervention.tracing.tracer import InterleavingTracer
 from interlace.model import Model
 from interlace.trace import Trace
 
@@ -23,7 +24,7 @@ class NNsight(Model):
         *args: Any,
         fn: str | Callable[..., Any] | None = None,
         trace: bool | None = None,
-        tracer_cls: type[Trace] = Trace,
+        tracer_cls: type[Trace] = InterleavingTracer,
         scan: bool = False,
         validate: bool = False,
         **kwargs: Any,
