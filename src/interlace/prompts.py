@@ -179,6 +179,8 @@ def pad_together(inputs: list[dict[str, Any]], pad: int) -> tuple[list[dict[str,
     """
     lengths = [max((row.shape[1] for row in given.values() if _is_row(row)), default=0) for given in inputs]
     longest = max(lengths)
+    if min(lengths) < longest or any(given.get("attention_mask") is not None for given in inputs):
+        inputs = list(map(_masked, inputs))  # or one would see its padding
     padded = [
         {
             name: _longer(value, longest, _FILL.get(name, pad))
@@ -190,6 +192,16 @@ def pad_together(inputs: list[dict[str, Any]], pad: int) -> tuple[list[dict[str,
         for given in inputs
     ]
     return padded, lengths
+
+
+def _masked(given: dict[str, Any]) -> dict[str, Any]:
+    """The same encoding with an attention mask, if only one of ones."""
+    if given.get("attention_mask") is not None:
+        return given
+    tokens = next((given[name] for name in ("input_ids", "inputs_embeds") if _is_row(given.get(name))), None)
+    if tokens is None:
+        return given
+    return {**given, "attention_mask": tokens.new_ones(tokens.shape[:2], dtype=torch.long)}
 
 
 def _is_row(value: Any) -> bool:

@@ -52,6 +52,43 @@ def test_rows_without_padding_are_what_the_prompt_has_alone(model: Any) -> None:
             close(mine, theirs)
 
 
+@pytest.mark.parametrize("given", ["input_ids", "a mapping", "inputs_embeds"])
+def test_prompts_that_came_without_a_mask_do_not_see_their_padding(model: Any, given: str) -> None:
+    """Law 3, S-71: also beside one that has a mask, in a forward and in a generation."""
+    short, long = torch.tensor([[2, 3]]), torch.tensor([[4, 5, 6, 7]])
+    masked = {"input_ids": torch.tensor([[8, 9, 3]]), "attention_mask": torch.tensor([[0, 1, 1]])}
+    embed = model._module.get_input_embeddings()
+
+    def open_for(tracer: Any, ids: torch.Tensor) -> Any:
+        if given == "a mapping":
+            return tracer.invoke({"input_ids": ids})
+        return tracer.invoke(**{given: embed(ids) if given == "inputs_embeds" else ids})
+
+    settings = {"do_sample": False, "max_new_tokens": 3, "pad_token_id": 0, "eos_token_id": None}
+    with torch.no_grad():
+        with model.trace() as tracer:
+            with open_for(tracer, short):
+                logits = tracer.unpadded(model.output.logits)
+            with open_for(tracer, long):
+                other = model.output.logits
+        close(logits, model._module(short).logits)
+        close(other, model._module(long).logits)
+        if given == "inputs_embeds":
+            return  # transformers gives back what was generated alone
+        with model.trace() as tracer:
+            with open_for(tracer, short):
+                beside = tracer.unpadded(model.output.logits)
+            with tracer.invoke(masked):
+                pass
+        close(beside, logits)
+        with model.generate(**settings) as tracer:
+            with open_for(tracer, short):
+                ids = tracer.unpadded(tracer.result)
+            with open_for(tracer, long):
+                pass
+        assert ids.tolist() == model.generate(short, **settings).tolist()
+
+
 @pytest.mark.parametrize("grad", [False, True])
 def test_an_edit_without_padding_reaches_the_model(model: Any, grad: bool) -> None:
     """S-72, law 3: in both forms, with gradients through it."""
