@@ -185,7 +185,8 @@ def test_other_errors_leave_the_block(model: il.Model) -> None:
         raise KeyError
     with pytest.raises(ScanError), il.Model(models.Experts()).explain(torch.ones(2, 3)):
         pass
-    with pytest.raises(InputError), model.explain():
+    message = r"`model\.explain\(\)` was opened without an input\.\nWrite `with model\.explain\(x\):`"
+    with pytest.raises(InputError, match=message), model.explain():
         pass
     with pytest.raises(ZeroDivisionError):
         model.explain(lambda model: 1 / 0, models.ids())

@@ -73,6 +73,9 @@ class Given:
 
     __slots__ = ("args", "envoy", "fn", "kwargs")
 
+    opens = "trace"
+    """What errors call the method that opened it."""
+
     def __init__(self, envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.envoy = envoy
         self.fn = fn
@@ -87,7 +90,7 @@ class Given:
     def __call__(self) -> Callable[[], Any]:
         """The call to run, or `InputError` where nothing was given."""
         if not self.args and not self.kwargs and self.fn is None:
-            raise no_input(self.envoy._path)
+            raise no_input(f"{self.envoy._path}.{self.opens}")
         return self._placed(*self._prepared(self.args, self.kwargs))
 
     def combined(self, inputs: list[Input]) -> tuple[Callable[[], Any], list[Rows]]:
@@ -109,6 +112,18 @@ class Given:
         return placed(self.envoy, self.fn, args, kwargs)
 
 
+class Called(Given):
+    """What a plain call was made with: no block can give it more, and a model may take nothing."""
+
+    __slots__ = ()
+
+    waits = False
+
+    def __call__(self) -> Callable[[], Any]:
+        """The call to run."""
+        return self._placed(*self._prepared(self.args, self.kwargs))
+
+
 def traced(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Given, bool]:
     """What a trace prepares when it is entered, and whether the traced module sets its pace."""
     return Given(envoy, fn, args, kwargs), fn is not None
@@ -118,7 +133,7 @@ def plain(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str,
     """Run once, without a block; with the stored edits, if there are any."""
     if not envoy._tree.edits:
         return prepare(envoy, fn, args, kwargs)()
-    trace = Trace(envoy, envoy._tree, *traced(envoy, fn, args, kwargs))
+    trace = Trace(envoy, envoy._tree, Called(envoy, fn, args, kwargs), fn is not None)
     with trace:
         return trace.result
 

@@ -98,6 +98,8 @@ class Plan(Scan):
         returned: What a function returned, as tensors that have no values.
     """
 
+    _opened_by = "explain"
+
     def __init__(self, model: "Envoy", fn: "Function", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__(model, fn, args, kwargs)
         self.requests: list[Request] = []

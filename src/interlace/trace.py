@@ -499,9 +499,12 @@ def _nothing(module: nn.Module, args: Any) -> None:
     """A hook that changes nothing but torch's choice of path."""
 
 
-def no_input(path: str) -> InputError:
-    """The error of a trace that was opened with nothing to run on."""
+def no_input(call: str) -> InputError:
+    """The error of a trace that was opened with nothing to run on.
+
+    Args:
+        call: What opened it: `model.trace`.
+    """
     return InputError(
-        f"`{path}.trace()` was opened without an input.\n"
-        f"Write `with {path}.trace(x):` with what the model takes."
+        f"`{call}()` was opened without an input.\nWrite `with {call}(x):` with what the model takes."
     )
