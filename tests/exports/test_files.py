@@ -25,19 +25,10 @@ import interlace as il
 from interlace.errors import ExportError, NoExportError, TravelError
 from interlace.exports import listing, read
 from interlace.exports.writing import digest
+from tests.models import chain
 
 X = torch.ones(2, 4)
 DIRECTION = torch.arange(4.0)
-
-
-@pytest.fixture
-def net() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-
-
-@pytest.fixture
-def model(net: nn.Sequential) -> il.Model:
-    return il.Model(net)
 
 
 def steer(model: Any, by: float = 2.0) -> None:
@@ -50,7 +41,7 @@ def shifted(value: torch.Tensor) -> torch.Tensor:
 
 def exported(folder: Path) -> Path:
     """A file of two edits, in both forms."""
-    model = il.Model(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    model = il.Model(chain())
     model.edit(steer, inplace=True)
     held = {"by": (1, [DIRECTION[1:], "x"])}
     with model.edit(inplace=True):
@@ -277,7 +268,7 @@ def test_a_process_that_is_killed_at_any_step_leaves_one_whole_file(model: il.Mo
 def test_exports_at_the_same_time(tmp_path: Path) -> None:
     """S-41: whoever reads sees one of them, whole."""
     failed: list[BaseException] = []
-    model = il.Model(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    model = il.Model(chain())
     one, two = model.edit(steer), model.edit(lambda m: m[2].output.zero_())
     one.export_edits("e", tmp_path)
 
@@ -368,7 +359,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         "NaN is no number of JSON",
     ),
     "a folder for a file": (
-        lambda f: ((f / "manifest.json").unlink(), (f / "manifest.json").mkdir()),
+        lambda f: as_folder(f / "manifest.json"),
         r"manifest\.json is no plain file",
     ),
     "a text that moves the cursor": (
@@ -384,7 +375,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a negative stride": (lambda f: changed(f, put("tensors", "held", "stride", value=[-1])), "an impossible shape"),
     "a version that moves the cursor": (
-        lambda f: (changed(f, put("version", value=0)), changed(f, put("interlace", value="\x1b[2K1"))),
+        lambda f: changed(f, lambda held: {**held, "version": 0, "interlace": "\x1b[2K1"}),
         r"is of version 0, written by interlace \[2K1; this",
     ),
     "an older version": (lambda f: changed(f, put("version", value=0)), "is of version 0, written by interlace"),
@@ -436,6 +427,11 @@ def rewritten(folder: Path, change: Callable[[str], str]) -> None:
     (folder / "edits.py").write_bytes(held)
     about = {"bytes": len(held), "sha256": hashlib.sha256(held).hexdigest()}
     changed(folder, put("files", "edits.py", value=about))
+
+
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 def truncate(path: Path) -> None:
@@ -491,7 +487,7 @@ def test_any_change_of_the_manifest_is_refused_or_harmless(good: Path, data: st.
     shutil.copytree(good, folder)
     manifest["sha256"] = digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    model = il.Model(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    model = il.Model(chain())
     try:
         model.import_edits("changed", good.parent.parent)
     except ExportError:
@@ -637,7 +633,7 @@ def test_a_function_whose_file_has_changed(
 
 def test_a_listing_hides_nothing(tmp_path: Path) -> None:
     """S-42: what would hide text in a terminal is spelled out."""
-    model = il.Model(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    model = il.Model(chain())
     sly = "\x1b[2K\u202e"
     model.edit(lambda m: m[0].output.mul_(len(sly)), inplace=True)
     folder = model.export_edits("e", tmp_path)

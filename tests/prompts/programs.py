@@ -121,14 +121,15 @@ def statements(model: str) -> st.SearchStrategy[list[str]]:
     return st.tuples(*map(at, sites)).map(lambda parts: [line for part in parts for line in part])
 
 
-def run(text: str, names: dict[str, object]) -> dict[str, object]:
-    """Run a program that has source."""
+def run(text: str, names: dict[str, object], *, stays: bool = False) -> dict[str, object]:
+    """Run a program that has source; `stays` keeps it at hand afterwards, as that of a file is."""
     filename = f"/nowhere/program_{next(_files)}.py"
     linecache.cache[filename] = (1, None, text.splitlines(keepends=True), filename)
     try:
         exec(compile(text, filename, "exec"), names)
     finally:
-        del linecache.cache[filename]
+        if not stays:
+            del linecache.cache[filename]
     return names
 
 
