@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import traceback
 
 import pytest
 import torch
@@ -99,6 +100,56 @@ def test_an_edit_equals_its_block_in_every_trace(model: str, data: st.DataObject
         torch.testing.assert_close(made[name], made["result"])
     with torch.no_grad():
         torch.testing.assert_close(made["clean"], wrapped(model)(x))
+
+
+ORDERS = {
+    "native": "with model.trace(x):\n{body}\n    result = model.output",
+    "with": (
+        "with model.trace() as tracer:\n    with tracer.invoke(y):\n        other = model.output\n"
+        "    with tracer.invoke(x):\n{deep}\n        result = model.output"
+    ),
+    "function": (
+        "with model.trace() as tracer:\n    tracer.invoke(y)(lambda: model.output)\n    @tracer.invoke(x)\n"
+        "    def result():\n        global first_out, block_out, last_out, total\n{deep}\n        return model.output"
+    ),
+    "edit": "with model.edit() as edited:\n{body}\nresult = edited(x)",
+    "edit function": "def change(model):\n{body}\nresult = model.edit(change)(x)",
+}
+
+
+def outcome(
+    model: str, form: str, body: list[str], x: torch.Tensor
+) -> dict[str, object] | tuple[object, str]:
+    """What a program has made, or the kind of its error and the line that it came from."""
+    block = indent(body)
+    text = ORDERS[form].format(body=block, deep=textwrap.indent(block, "    "))
+    known = {"model": wrapped(model), "torch": torch, "x": x, "y": x[:1] + 1, "total": 0}
+    try:
+        made = run(text, known)
+    except TraceError as error:
+        lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_globals is known]
+        return type(error), text.splitlines()[lines[-1] - 1].strip()
+    return {name: made.get(name) for name in NAMES[:5]}
+
+
+@pytest.mark.parametrize("form", [form for form in ORDERS if form != "native"])
+@pytest.mark.parametrize("model", MODELS)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_any_order_gives_what_it_gives_in_place(model: str, form: str, data: st.DataObject) -> None:
+    """Laws 3, 4 and 11: its values, or its error at its line, in both forms of a prompt and of an edit."""
+    body = data.draw(statements(model, shuffled=True))
+    names: tuple[str, ...] = NAMES[:5]
+    if "edit" in form:
+        body, names = [line for line in body if "total" not in line], ("result",)
+    with torch.no_grad():
+        expected = outcome(model, "native", body, inputs([2])[0])
+        found = outcome(model, form, body, inputs([2])[0])
+    if isinstance(expected, tuple) or isinstance(found, tuple):
+        assert found == expected
+        return
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name])
 
 
 SHARED = ("total", "count", "best", "seen", "last", "n")
