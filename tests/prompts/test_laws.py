@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import traceback
+from typing import Any
 
 import pytest
 import torch
@@ -214,6 +215,37 @@ def test_nested_traces_do_not_mix(model: str, form: str, data: st.DataObject) ->
             for name in NAMES[:5]:
                 torch.testing.assert_close(made.get(f"{name}_{n}"), expected.get(name))
         torch.testing.assert_close(made["beside"], wrapped(model)(x2))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_traces_parked_beside_each_other_do_not_mix(model: str, data: st.DataObject) -> None:
+    """Law 9: generators, each in its own trace of one model, go on in any order, with plain calls between."""
+    bodies = data.draw(st.lists(statements(model), min_size=2, max_size=3))
+    xs = inputs([1 + n % 2 for n in range(len(bodies))])
+    text, shared = "", wrapped(model)
+    for n, body in enumerate(bodies):
+        steps = [step for line in [*body, "result = model.output"] for step in (line, "yield")]
+        text += (
+            f"def program_{n}():\n    total = 0\n    with model.trace(x{n}):\n"
+            f"{textwrap.indent(indent(steps), '    ')}\n    made.append(({n}, locals()))\n"
+        )
+    made: list[tuple[int, dict[str, object]]] = []
+    known = {"model": shared, "torch": torch, "made": made, **{f"x{n}": x for n, x in enumerate(xs)}}
+    waiting: list[Any] = [run(text, known)[f"program_{n}"]() for n in range(len(bodies))]  # type: ignore[operator]
+    with torch.no_grad():
+        while waiting:
+            chosen = data.draw(st.sampled_from(waiting))
+            if next(chosen, known) is known:
+                waiting.remove(chosen)
+            if data.draw(st.booleans()):
+                torch.testing.assert_close(shared(xs[0]), wrapped(model)(xs[0]))
+        assert sorted(n for n, _ in made) == list(range(len(bodies)))
+        for n, own in made:
+            expected = alone(model, bodies[n], xs[n], grad=False)
+            for name in NAMES[:5]:
+                torch.testing.assert_close(own.get(name), expected.get(name))
 
 
 def together_text(bodies: list[list[str]], form: str, first: int) -> str:
