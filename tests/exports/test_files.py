@@ -561,6 +561,12 @@ class Probe(nn.Module):
         return x
 
 
+class Reflex:
+    def __call__(self, model: Any) -> None:
+        model[0].output.zero_()
+
+
+REFLEX = Reflex()
 PROBE, LOCK, TANGLED = Probe(), threading.Lock(), {"layers": [1, {"lock": threading.Lock()}]}
 ELSEWHERE = il.Model(nn.Linear(2, 2))
 exec("def made(model): model[0].output.zero_()")
@@ -584,6 +590,10 @@ CANNOT: dict[str, tuple[Callable[[], Any], str]] = {
     "sparse": (lambda: reads(torch.eye(4).to_sparse()), "only dense tensors with values do"),
     "meta": (lambda: reads(torch.empty(4, device="meta")), "only dense tensors with values do"),
     "callable": (lambda: Probe().forward, r"`forward\.__self__` cannot travel: it is a .*Probe that is no part"),
+    "object that is called": (
+        lambda: lambda m: REFLEX(m),
+        r"it is a .*Reflex, which has no name in a package\.\nWrite what it does as a function",
+    ),
     "deep": (lambda: lambda m: NESTED, "`NESTED` cannot travel: it holds more than 100 containers in each other"),
     "objects": (lambda: lambda m: OBJECTS, "`OBJECTS`, .* cannot travel: it is a numpy.ndarray"),
 }  # fmt: skip
