@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import textwrap
 import weakref
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 import interlace as il
 from interlace.errors import InputError, OrderError, TraceError
 from tests.models import Odd
+from tests.prompts.programs import run
 
 X, Y = torch.ones(2, 4), torch.full((3, 4), -1.0)
 
@@ -119,6 +121,17 @@ def test_accumulators_lose_no_update(model: il.Model, net: nn.Sequential) -> Non
                 count += 1
     torch.testing.assert_close(total, net(X).sum() + 2 * net[0](Y).sum())
     assert count == 3
+
+
+def test_a_function_that_a_block_leaves_has_the_names_as_the_block_left_them(model: il.Model) -> None:
+    """S-74: as the page of prompts says; in a module it goes on with those of the module."""
+    text = (
+        "n = 1\nwith model.trace() as tracer:\n    with tracer.invoke(x):\n        look = lambda: n\n        n += 1\n"
+        "    with tracer.invoke(x):\n        n += 1\nn += 1\nfound = look()\n"
+    )
+    inside = f"def main():\n{textwrap.indent(text, '    ')}    return found\nfound = main()\n"
+    assert run(text, {"model": model, "x": X})["found"] == 4
+    assert run(inside, {"model": model, "x": X})["found"] == 2
 
 
 def test_what_an_earlier_block_changed_in_place_is_not_looked_for_in_a_later_one(model: il.Model) -> None:
