@@ -386,3 +386,72 @@ def test_a_block_reads_the_input_of_a_call_and_replaces_its_output(
     assert torch.equal(kept, tracer.result[:2])
     assert not tracer.result[2:].any()
     torch.testing.assert_close(kept, net(X))
+
+
+# -- the same as functions -------------------------------------------------------------------------------------------
+
+
+def test_functions_have_their_rows_and_see_what_those_before_them_wrote(
+    model: il.Model, net: nn.Sequential
+) -> None:
+    """S-72, S-80, S-89, S-31: in place, by replacement and by skip; an empty prompt sees the whole batch."""
+    with model.trace() as tracer:
+
+        @tracer.invoke(X)  # type: ignore[untyped-decorator]
+        def first() -> object:
+            model[0].output[:] = 5
+            model[2].skip(torch.zeros(2, 4))
+            return model.output
+
+        @tracer.invoke(Y)  # type: ignore[untyped-decorator]
+        def second() -> object:
+            model[0].input = model[0].input * 2
+            return model.output
+
+        @tracer.invoke()  # type: ignore[untyped-decorator]
+        def everything() -> object:
+            return model[0].output.clone(), model.output
+
+    torch.testing.assert_close(first, net[3](torch.zeros(2, 4)))
+    torch.testing.assert_close(second, net(Y * 2))
+    torch.testing.assert_close(everything[0], torch.cat([torch.full((2, 4), 5.0), net[0](Y * 2)]))
+    assert everything[1].shape == (5, 4)
+
+
+def test_a_barrier_holds_functions_until_all_are_there(model: il.Model, net: nn.Sequential) -> None:
+    """S-85: functions share by their closures, and wait by a barrier; one that never opens is reported."""
+    order: list[str] = []
+    held: list[torch.Tensor] = []
+    with model.trace() as tracer:
+        barrier = tracer.barrier(2)
+
+        @tracer.invoke(X)  # type: ignore[untyped-decorator]
+        def patched() -> object:
+            barrier()
+            order.append("first")
+            model[2].output = held[0]
+            return model.output
+
+        @tracer.invoke(X * 2)  # type: ignore[untyped-decorator]
+        def source() -> None:
+            held.append(model[0].output)
+            order.append("second")
+            barrier()
+
+    assert order == ["second", "first"]
+    torch.testing.assert_close(patched, net[3](net[0](X * 2)))
+    with pytest.raises(
+        TraceError, match=r"waits for a barrier for 2 blocks, where 1 arrived, which never came"
+    ):
+        with model.trace() as tracer:
+            tracer.invoke(X)(tracer.barrier(2))
+
+
+def test_functions_whose_inputs_do_not_fit_are_refused(model: il.Model) -> None:
+    """S-71: nothing has run."""
+    ran: list[int] = []
+    with pytest.raises(InputError, match=r"invoke 0 and invoke 1 cannot be combined: argument 0 is Tensor"):
+        with model.trace() as tracer:
+            for x in (X, torch.ones(1, 3)):
+                tracer.invoke(x)(lambda: ran.append(1))
+    assert ran == []
