@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import interlace as il
-from interlace.errors import InputError, OrderError, TraceError
+from interlace.errors import CaptureError, InputError, OrderError, TraceError
 from tests.models import Odd
 from tests.prompts.programs import run
 
@@ -325,6 +325,21 @@ def test_the_older_step_loop_runs_its_block_once_a_step() -> None:
             seen.append(step)
     assert seen == [0, 1]
     assert last is not None
+
+
+@pytest.mark.parametrize("steps", ["tracer.iter[:1]", "tracer.all()"])
+def test_the_older_step_loop_without_source_names_the_newer(steps: str, model: il.Model) -> None:
+    """S-82."""
+    text = f"with model.trace(X) as tracer:\n    with {steps}:\n        ran.append(1)"
+    ran: list[int] = []
+    with (
+        pytest.warns(DeprecationWarning, match="for step in tracer.iter"),
+        pytest.raises(
+            CaptureError, match=r"its source cannot be had.*\nWrite `for step in tracer\.iter\[\.\.\.\]:`"
+        ),
+    ):
+        exec(text, {"model": model, "X": X, "ran": ran})
+    assert ran == []
 
 
 def test_a_session_shares_values_between_traces(model: il.Model, net: nn.Sequential) -> None:
