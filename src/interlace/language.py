@@ -27,7 +27,7 @@ from interlace.envoy import Envoy
 from interlace.errors import ExportError, InputError, InterlaceWarning
 from interlace.loading import HUB, Hub, auto_class, empty, hub_of, reads_tokens
 from interlace.model import Model
-from interlace.prompts import encode, pad_labels, pad_together, position_ids
+from interlace.prompts import encode, first_position, pad_labels, pad_together, position_ids
 from interlace.rename import Aliases
 from interlace.served import Finished, Served
 from interlace.switch import carried
@@ -243,8 +243,12 @@ class LanguageModel(Model):
         ):
             given = kwargs.get("input_ids")
             given = kwargs["inputs_embeds"] if given is None else given
-            kwargs = {**kwargs, "position_ids": position_ids(mask)[:, -given.shape[1] :]}
+            kwargs = {**kwargs, "position_ids": self._positions(mask)[:, -given.shape[1] :]}
         return (), kwargs
+
+    def _positions(self, mask: torch.Tensor) -> torch.Tensor:
+        """Position ids as this model counts them."""
+        return position_ids(mask, first_position(self._module))
 
     _pads = True
 
@@ -270,7 +274,8 @@ class LanguageModel(Model):
         if any(args for args, _ in inputs):
             return super()._combine(inputs, fn)
         pad = getattr(self.tokenizer, "pad_token_id", None)
-        together, lengths = pad_together([kwargs for _, kwargs in inputs], 0 if pad is None else pad)
+        encodings = [kwargs for _, kwargs in inputs]
+        together, lengths = pad_together(encodings, 0 if pad is None else pad, self._positions)
         args, kwargs, rows = super()._combine([((), kwargs) for kwargs in together], fn)
         longest = max(lengths)
         padded = [

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import RobertaConfig, RobertaForMaskedLM
 
 import interlace as il
 from interlace.errors import NotReachedError
-from tests.tiny import save
+from tests.tiny import WORDS, save, tokenizer
 
 pytestmark = [pytest.mark.language, pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers")]
 
@@ -87,6 +88,45 @@ def test_prompts_that_came_without_a_mask_do_not_see_their_padding(model: Any, g
             with open_for(tracer, long):
                 pass
         assert ids.tolist() == model.generate(short, **settings).tolist()
+
+
+@pytest.mark.parametrize("other", ["d e f", "d"])
+def test_positions_that_were_given_are_kept(model: Any, other: str) -> None:
+    """Law 3, S-95: beside a prompt of the same length, and a shorter one, that has none of its own."""
+    ids, own = torch.tensor([[2, 3, 4], [5, 6, 7]]), torch.tensor([[5, 6, 9]])
+    with torch.no_grad():
+        with model.trace() as tracer:
+            with tracer.invoke(input_ids=ids, position_ids=own):
+                given = model.output.logits
+            with tracer.invoke(other):
+                usual = tracer.unpadded(model.output.logits)
+        close(given, model._module(ids, position_ids=own).logits)
+        with model.trace(other):
+            expected = model.output.logits
+        close(usual, expected)
+
+
+def test_positions_of_a_model_that_counts_them_from_its_padding() -> None:
+    """Law 3: RoBERTa counts from the number of its padding; texts in one batch, and in prompts of their own."""
+    config = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    module = RobertaForMaskedLM(
+        RobertaConfig(vocab_size=len(WORDS), max_position_embeddings=32, **config)
+    ).eval()
+    roberta = il.LanguageModel(module, tokenizer=tokenizer())
+    with torch.no_grad():
+        alone = [module(torch.tensor([roberta.tokenizer.encode(text)])).logits for text in (SHORT, LONG)]
+        with roberta.trace([SHORT, LONG]):
+            batch = roberta.output.logits
+        with roberta.trace() as tracer:
+            with tracer.invoke(SHORT):
+                short = tracer.unpadded(roberta.output.logits)
+            with tracer.invoke(LONG):
+                long = roberta.output.logits
+    close(batch[:1, -2:], alone[0])
+    close(batch[1:], alone[1])
+    close(short, alone[0])
+    close(long, alone[1])
 
 
 @pytest.mark.parametrize("grad", [False, True])
