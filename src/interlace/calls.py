@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,11 @@ class Given:
             )
         prepared = [self._prepared(args, kwargs) for args, kwargs in inputs]
         args, kwargs, rows = self.envoy._combine(prepared, self.fn)
-        return self._placed(args, {**kwargs, **self.kwargs}), rows
+        kwargs = {**kwargs, **self.kwargs}
+        copies = self.envoy._copies(self.fn, kwargs)
+        if copies:
+            rows = [replace(own, copies=copies) for own in rows]
+        return self._placed(args, kwargs), rows
 
     def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
         self.envoy._tree.load()

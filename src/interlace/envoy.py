@@ -432,6 +432,10 @@ class Envoy:
         """One call for the prepared inputs of several prompts, and the rows of each."""
         return concatenate(inputs)
 
+    def _copies(self, fn: Any, kwargs: Mapping[str, Any]) -> tuple[int, ...]:  # noqa: ARG002
+        """How often a run of `fn` may repeat each row of its batch."""
+        return ()
+
     def record(
         self,
         dataset: Any,

@@ -284,6 +284,13 @@ class LanguageModel(Model):
         ]
         return (*(self._prepare_input(*args, **kwargs) if fn is None else (args, kwargs)), padded)
 
+    def _copies(self, fn: Function, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+        """Beams, and sequences that are returned, stand next to each other, prompt after prompt."""
+        if getattr(fn, "__name__", fn) != "generate":
+            return ()
+        found = (self._generation(name, kwargs) for name in ("num_beams", "num_return_sequences"))
+        return tuple(times for times in dict.fromkeys(found) if times is not None and times > 1)
+
     def _function_input(self, fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Another function gets token ids for a prompt if it takes them; positions are its own."""
         name = getattr(fn, "__name__", fn)

@@ -275,3 +275,87 @@ def test_edits_in_steps_touch_one_prompt_only(model: Any) -> None:
             clean = tracer.unpadded(tracer.result)
     assert steered[0, 3:5].tolist() == [3, 4]
     assert clean[0, 6:].tolist() == plain
+
+
+BEAMS: dict[str, dict[str, Any]] = {
+    "beams": {"num_beams": 3},
+    "all beams": {"num_beams": 3, "num_return_sequences": 3},
+    "some beams": {"num_beams": 4, "num_return_sequences": 2},
+    "samples": {"num_return_sequences": 2, "do_sample": True, "top_k": 1},
+}
+
+
+@pytest.mark.parametrize("form", ["with", "function"])
+@pytest.mark.parametrize("kind", BEAMS)
+def test_every_beam_of_a_prompt_is_its_own(model: Any, kind: str, form: str) -> None:
+    """Law 3, S-72: steps and results of its rows only, and an edit reaches no other's."""
+    settings = {
+        "max_new_tokens": 3,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+        "do_sample": False,
+        **BEAMS[kind],
+    }
+    head = model._module.get_output_embeddings()
+    site = next(envoy for envoy in model.modules() if envoy._module is head)
+
+    def study(tracer: Any, edits: bool) -> tuple[list[torch.Tensor], torch.Tensor]:
+        seen = []
+        for _ in tracer.iter[:]:
+            if edits:
+                site.output[..., 7] = 50
+            seen.append(site.output[:, -1].clone())
+        return seen, tracer.unpadded(tracer.result)
+
+    found: list[Any] = [None, None, None]
+    prompts = [(SHORT, False), (LONG, True), (SHORT, False)]
+    with model.generate(**settings) as tracer:
+        for n, (prompt, edits) in enumerate(prompts):
+            if form == "with":
+                with tracer.invoke(prompt):
+                    found[n] = study(tracer, edits)
+            else:
+
+                def block(n: int = n, edits: bool = edits) -> None:
+                    found[n] = study(tracer, edits)
+
+                tracer.invoke(prompt)(block)
+        with tracer.invoke():
+            rows = tracer.result.shape[0]
+    for (prompt, edits), own in zip(prompts, found, strict=True):
+        with model.generate(prompt, **settings) as tracer:
+            expected = study(tracer, edits)
+        close(own[0], expected[0])
+        assert own[1].tolist() == expected[1].tolist()
+    assert found[1][1][0, -3:].tolist() == [7, 7, 7]
+    assert rows == 3 * settings.get("num_return_sequences", 1)
+
+
+def test_a_part_is_skipped_for_every_beam_of_a_prompt(model: Any) -> None:
+    """Law 3, S-31: one prompt skips its rows, the others run."""
+    settings = {
+        "max_new_tokens": 2,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+        "do_sample": False,
+        "num_beams": 2,
+    }
+    head = model._module.get_output_embeddings()
+    site = next(envoy for envoy in model.modules() if envoy._module is head)
+
+    def skip(tracer: Any) -> torch.Tensor:
+        for _ in tracer.iter[:]:
+            logits = torch.zeros(*site.input.shape[:2], head.weight.shape[0])
+            logits[..., 9] = 5
+            site.skip(logits)
+        return tracer.unpadded(tracer.result)  # type: ignore[no-any-return]
+
+    with model.generate(**settings) as tracer:
+        with tracer.invoke(SHORT):
+            skipped = skip(tracer)
+        with tracer.invoke(LONG):
+            other = tracer.unpadded(tracer.result)
+    assert skipped[0, -2:].tolist() == [9, 9]
+    with model.generate(LONG, **settings) as tracer:
+        pass
+    assert other.tolist() == tracer.result.tolist()
