@@ -275,7 +275,8 @@ class LanguageModel(Model):
             return super()._combine(inputs, fn)
         pad = getattr(self.tokenizer, "pad_token_id", None)
         encodings = [kwargs for _, kwargs in inputs]
-        together, lengths = pad_together(encodings, 0 if pad is None else pad, self._positions)
+        decodes = bool(getattr(self.config, "is_encoder_decoder", False))
+        together, lengths = pad_together(encodings, 0 if pad is None else pad, self._positions, decodes)
         args, kwargs, rows = super()._combine([((), kwargs) for kwargs in together], fn)
         longest = max(lengths)
         padded = [

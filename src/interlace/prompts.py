@@ -180,7 +180,7 @@ _FILL = {"attention_mask": 0, "labels": -100, "token_type_ids": 0, "inputs_embed
 
 
 def pad_together(
-    inputs: list[dict[str, Any]], pad: int, positions: Callable[[torch.Tensor], torch.Tensor]
+    inputs: list[dict[str, Any]], pad: int, positions: Callable[[torch.Tensor], torch.Tensor], decodes: bool
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """Encodings of several prompts, padded on the left to one length.
 
@@ -188,27 +188,37 @@ def pad_together(
         inputs: The encodings.
         pad: The token that fills a row.
         positions: Makes position ids from a mask, for prompts without any beside one that has some.
+        decodes: Whether the model's labels are what a decoder writes, and not the tokens themselves.
 
     Returns:
         The encodings, and the length that each had.
     """
-    lengths = [max((row.shape[1] for row in given.values() if _is_row(row)), default=0) for given in inputs]
+    lengths = [_length(given) for given in inputs]
     longest = max(lengths)
     if min(lengths) < longest or any(given.get("attention_mask") is not None for given in inputs):
         inputs = list(map(_masked, inputs))  # or one would see its padding
     if any(given.get("position_ids") is not None for given in inputs):
         inputs = [_placed(given, positions) for given in inputs]
+    fills = {**_FILL, "input_ids": pad}
+    if decodes:
+        del fills["labels"]
     padded = [
         {
-            name: _longer(value, longest, _FILL.get(name, pad))
-            if name in _FILL or name == "input_ids"
-            else value
+            name: _longer(value, longest, fills[name], name == "labels") if name in fills else value
             for name, value in given.items()
             if name != "position_ids" or getattr(value, "ndim", 0) == 2
         }
         for given in inputs
     ]
     return padded, lengths
+
+
+def _length(given: dict[str, Any]) -> int:
+    """How many positions an encoding has."""
+    tokens = _tokens(given)
+    if tokens is not None:
+        return int(tokens.shape[1])
+    return max((row.shape[1] for row in given.values() if _is_row(row)), default=0)
 
 
 def _masked(given: dict[str, Any]) -> dict[str, Any]:
@@ -239,8 +249,9 @@ def _is_row(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 1
 
 
-def _longer(value: Any, length: int, fill: int) -> Any:
+def _longer(value: Any, length: int, fill: int, predicted: bool) -> Any:
+    """A row filled on the left; of what is predicted, the first is too: it would be from the filling."""
     if not _is_row(value) or value.shape[1] == length:
         return value
     before = value.new_full((value.shape[0], length - value.shape[1], *value.shape[2:]), fill)
-    return torch.cat([before, value], dim=1)
+    return torch.cat([before, before[:, :1], value[:, 1:]] if predicted else [before, value], dim=1)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import RobertaConfig, RobertaForMaskedLM
+from transformers import RobertaConfig, RobertaForMaskedLM, T5Config, T5ForConditionalGeneration
 
 import interlace as il
-from interlace.errors import NotReachedError
+from interlace.errors import InputError, NotReachedError
 from tests.tiny import WORDS, save, tokenizer
 
 pytestmark = [pytest.mark.language, pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers")]
@@ -275,6 +275,45 @@ def test_edits_in_steps_touch_one_prompt_only(model: Any) -> None:
             clean = tracer.unpadded(tracer.result)
     assert steered[0, 3:5].tolist() == [3, 4]
     assert clean[0, 6:].tolist() == plain
+
+
+@pytest.mark.parametrize("given", ["text", "ids"])
+def test_the_loss_does_not_count_what_follows_padding(model: Any, given: str) -> None:
+    """Law 3, S-95: with labels of several prompts, transformers' loss is the mean over what each alone would count."""
+
+    def labels(text: str) -> Any:
+        return text if given == "text" else torch.tensor([model.tokenizer.encode(text)])
+
+    with torch.no_grad():
+        with model.trace() as tracer:
+            for text in (SHORT, LONG):
+                tracer.invoke(text, labels=labels(text))(lambda: None)
+            loss = model.output.loss
+        parts = [(model(text, labels=text).loss, len(text.split()) - 1) for text in (SHORT, LONG)]
+    close(loss, sum(part * count for part, count in parts) / sum(count for _, count in parts))
+
+
+def test_what_a_decoder_writes_is_not_padded_with_what_its_encoder_reads() -> None:
+    """Law 3: labels of an encoder-decoder have a length of their own."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+    module = T5ForConditionalGeneration(
+        T5Config(vocab_size=len(WORDS), decoder_start_token_id=0, **sizes)
+    ).eval()
+    t5 = il.LanguageModel(module, tokenizer=tokenizer())
+    first, second = torch.tensor([[2, 3, 4]]), torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        with t5.trace() as tracer:
+            with tracer.invoke(SHORT, labels=first):
+                short = t5.output.logits
+            with tracer.invoke(LONG, labels=second):
+                long = t5.output.logits
+        for text, labels, found in ((SHORT, first, short), (LONG, second, long)):
+            close(found, module(torch.tensor([t5.tokenizer.encode(text)]), labels=labels).logits)
+        with pytest.raises(InputError, match=r"cannot be combined: `labels` is Tensor\(1, 3\)"):
+            with t5.trace() as tracer:
+                for text, labels in ((SHORT, first), (LONG, second[:, :2])):
+                    tracer.invoke(text, labels=labels)(lambda: None)
 
 
 BEAMS: dict[str, dict[str, Any]] = {
