@@ -27,7 +27,7 @@ from interlace.envoy import Envoy
 from interlace.errors import ExportError, InputError, InterlaceWarning
 from interlace.loading import HUB, Hub, auto_class, empty, hub_of, reads_tokens
 from interlace.model import Model
-from interlace.prompts import encode, first_position, pad_labels, pad_together, position_ids
+from interlace.prompts import decoder_labels, encode, first_position, pad_labels, pad_together, position_ids
 from interlace.rename import Aliases
 from interlace.served import Finished, Served
 from interlace.switch import carried
@@ -250,6 +250,11 @@ class LanguageModel(Model):
         """Position ids as this model counts them."""
         return position_ids(mask, first_position(self._module))
 
+    @property
+    def _decodes(self) -> bool:
+        """Whether an encoder reads the prompt, and a decoder writes the labels."""
+        return bool(getattr(self.config, "is_encoder_decoder", False))
+
     _pads = True
 
     def _row_inputs(self, rows: list[Any]) -> list[Input]:
@@ -275,8 +280,7 @@ class LanguageModel(Model):
             return super()._combine(inputs, fn)
         pad = getattr(self.tokenizer, "pad_token_id", None)
         encodings = [kwargs for _, kwargs in inputs]
-        decodes = bool(getattr(self.config, "is_encoder_decoder", False))
-        together, lengths = pad_together(encodings, 0 if pad is None else pad, self._positions, decodes)
+        together, lengths = pad_together(encodings, 0 if pad is None else pad, self._positions, self._decodes)
         args, kwargs, rows = super()._combine([((), kwargs) for kwargs in together], fn)
         longest = max(lengths)
         padded = [
@@ -308,8 +312,11 @@ class LanguageModel(Model):
         if not args or args[0] is None:
             return kwargs
         encoding = encode(args[0], self.tokenizer)
-        if kwargs.get("labels") is not None:
-            kwargs = {**kwargs, "labels": pad_labels(kwargs["labels"], encoding["input_ids"], self.tokenizer)}
+        labels = kwargs.get("labels")
+        if labels is not None and self._decodes:
+            kwargs = {**kwargs, "labels": decoder_labels(labels, self.tokenizer)}
+        elif labels is not None:
+            kwargs = {**kwargs, "labels": pad_labels(labels, encoding["input_ids"], self.tokenizer)}
         more = dict(zip(self._takes()[1:], args[1:], strict=False)) if len(args) > 1 else {}
         return {**encoding, **more, **kwargs}
 

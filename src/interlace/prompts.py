@@ -176,6 +176,16 @@ def pad_labels(labels: Any, ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
     return found
 
 
+def decoder_labels(labels: Any, tokenizer: Any) -> torch.Tensor:
+    """What a decoder is to write, of a length of its own; filled on the right, which no token before it sees."""
+    if isinstance(labels, torch.Tensor):
+        return labels
+    rows = encode(labels, tokenizer)
+    written = rows["attention_mask"].bool()
+    ids = rows["input_ids"].masked_fill(~written, -100)
+    return torch.stack([torch.cat([row[own], row[~own]]) for row, own in zip(ids, written, strict=True)])
+
+
 _FILL = {"attention_mask": 0, "labels": -100, "token_type_ids": 0, "inputs_embeds": 0, "position_ids": 0}
 
 

@@ -310,6 +310,13 @@ def test_what_a_decoder_writes_is_not_padded_with_what_its_encoder_reads() -> No
                 long = t5.output.logits
         for text, labels, found in ((SHORT, first, short), (LONG, second, long)):
             close(found, module(torch.tensor([t5.tokenizer.encode(text)]), labels=labels).logits)
+        with t5.trace([SHORT, LONG], labels=["b c d", "e"]):
+            loss = t5.output.loss
+        parts = [
+            module(torch.tensor([t5.tokenizer.encode(text)]), labels=labels).loss * labels.shape[1]
+            for text, labels in ((SHORT, first + 1), (LONG, torch.tensor([t5.tokenizer.encode("e")])))
+        ]
+        close(loss, sum(parts) / 4)
         with pytest.raises(InputError, match=r"cannot be combined: `labels` is Tensor\(1, 3\)"):
             with t5.trace() as tracer:
                 for text, labels in ((SHORT, first), (LONG, second[:, :2])):
