@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import interlace as il
-from interlace.errors import CaptureError, InputError, OrderError, TraceError
-from tests.models import Odd
+from interlace.errors import CaptureError, InputError, NotReachedError, OrderError, TraceError
+from tests.models import Looped, Odd
 from tests.prompts.programs import run
 
 X, Y = torch.ones(2, 4), torch.full((3, 4), -1.0)
@@ -254,6 +254,78 @@ def test_skipping_some_rows_runs_the_others(model: il.Model, net: nn.Sequential)
             second = model.output
     torch.testing.assert_close(first, net[3](torch.zeros(2, 4)))
     torch.testing.assert_close(second, net(Y))
+
+
+@pytest.mark.parametrize("form", ["with", "function"])
+@pytest.mark.parametrize("at", [0, 2])
+def test_what_another_prompt_stopped_is_not_reached(model: il.Model, at: int, form: str) -> None:
+    """S-83, law 11: whether it is asked for later in the same turn, or was waited for; the statements after run."""
+    ran: list[object] = []
+    message = r"`model\[3\]\.output` was not reached: the run was stopped\.\nAsk for it before"
+
+    def stops() -> None:
+        ran.append(model[at].output)
+        tracer.stop()
+        ran.append("stopped")
+
+    def asks() -> None:
+        ran.append(model[0].output)
+        model[3].output
+        ran.append("never")
+
+    with pytest.raises(NotReachedError, match=message), model.trace() as tracer:
+        if form == "function":
+            tracer.invoke(X)(stops)
+            tracer.invoke(Y)(asks)
+        else:
+            with tracer.invoke(X):
+                ran.append(model[at].output)
+                tracer.stop()
+                ran.append("stopped")
+            with tracer.invoke(Y):
+                ran.append(model[0].output)
+                model[3].output
+                ran.append("never")
+    assert "stopped" in ran
+    assert "never" not in ran
+    assert sum(isinstance(value, torch.Tensor) for value in ran) == 2
+
+
+def test_a_prompt_that_catches_a_stop_goes_on_and_one_that_needs_no_more_ends_well(model: il.Model) -> None:
+    """S-83."""
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            model[0].output
+            tracer.stop()
+        with tracer.invoke(X):
+            seen = model[0].output
+            again = model[0].output
+            try:
+                seen = model[3].output
+            except NotReachedError:
+                after = seen.shape
+        with tracer.invoke(X):
+            last = model[0].output
+    assert again is seen
+    assert after == last.shape
+
+
+def test_a_step_loop_beside_a_prompt_that_stops_ends_with_it() -> None:
+    """S-83, law 6."""
+    model = il.Model(Looped(5, 4))
+    steps = []
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            for step in tracer.iter[:]:
+                model.block.output
+                if step == 2:
+                    tracer.stop()
+        with tracer.invoke(Y):
+            for step in tracer.iter[:]:
+                model.block.output
+                steps.append(step)
+            steps.append(-1)
+    assert steps == [0, 1, 2, -1]
 
 
 def test_inputs_that_do_not_fit_name_the_invokes_and_the_field(model: il.Model) -> None:
