@@ -114,8 +114,8 @@ def test_prompts_arrive_at_what_the_hooks_do() -> None:
             prompts.same(subject.functions(sites), expected)
             prompts.same(subject.blocks(sites), expected)
         assert "an edited model" in next(prompts.edit_rows(0.0))
-    first, _ = prompts.captures(50, fresh=1, repeats=1)
-    assert first > 0  # milliseconds; what it takes again may drown in noise
+    first, _ = prompts.captures(50, fresh=1, repeats=20)
+    assert first > 0  # milliseconds, beside the best of several; what it takes again may drown in noise
 
 
 def test_the_loop_that_recordings_are_measured_against_records_the_same() -> None:
