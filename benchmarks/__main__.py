@@ -21,6 +21,7 @@ def parsed() -> argparse.Namespace:
         "--profile", action="store_true", help="where the time of a trace goes, and nothing else"
     )
     parser.add_argument("--only", default="", help="the models whose name has this in it, and nothing else")
+    parser.add_argument("--device", help="the time of traces there, and nothing else")
     parser.add_argument("--seconds", type=float, help="for each figure; 2.5, or 0.1 with --quick")
     parser.add_argument(
         "--markdown", type=Path, metavar="PAGE", help="put the tables between the markers of a page"
@@ -33,7 +34,7 @@ def rows(wanted: argparse.Namespace) -> list[Row]:
     seconds = wanted.seconds or (0.1 if wanted.quick else 2.5)
     found: list[Row] = []
     for make in tqdm(makers, desc="models", leave=False):
-        subject = make()
+        subject = make().to(wanted.device or "cpu")
         if wanted.only not in subject.name:
             continue
         with tqdm(workloads_of(subject), desc=subject.name, leave=False) as bar:
@@ -45,7 +46,7 @@ def sections(wanted: argparse.Namespace) -> list[str]:
     if wanted.profile:
         return [breakdown.text()]
     parts = [report.setting(), "## Time\n", report.costs(rows(wanted))]
-    if not wanted.only:
+    if not wanted.only and not wanted.device:
         runs = 200 if wanted.quick else 10_000
         fresh = 5 if wanted.quick else 100
         subject = models.overhead(32)

@@ -6,7 +6,7 @@ language models are where the tool is a visible part, the real-size one is where
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,27 @@ class Overhead(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
+
+
+class Cold(Overhead):
+    """The same, but each block walks over more memory than a core's own caches hold, as those of a real model do.
+
+    What runs between two blocks then finds neither its code nor its data there.
+    """
+
+    class Block(nn.Module):
+        def __init__(self, memory: Tensor) -> None:
+            super().__init__()
+            self.memory = memory
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.memory.add_(1)
+            return x
+
+    def __init__(self, depth: int, megabytes: int = 4) -> None:
+        nn.Module.__init__(self)
+        memory = torch.zeros(megabytes << 18)
+        self.blocks = nn.ModuleList(self.Block(memory) for _ in range(depth))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +88,18 @@ class Subject:
     def blocks(self) -> int:
         return sum(1 for _ in self.net.get_submodule(self.stack).children())
 
+    def to(self, device: str) -> "Subject":
+        """The same on another device."""
+        kwargs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.kwargs.items()}
+        return replace(
+            self,
+            net=self.net.to(device),
+            replacement=self.replacement.to(device),
+            args=tuple(arg.to(device) for arg in self.args),
+            kwargs=kwargs,
+            prompt=None if self.prompt is None else self.prompt.to(device),
+        )
+
     def copy(self) -> Any:  # a module, whose attributes are its own
         """Modules of its own for each tool, so that what one leaves on them reaches no other."""
         shared = [*self.net.parameters(), *self.net.buffers()]
@@ -86,6 +119,11 @@ def first(value: Any) -> Tensor:  # whatever a module returned
 def overhead(depth: int) -> Subject:
     x = torch.zeros(1, 4)
     return Subject(f"overhead net, {depth} blocks", Overhead(depth), "blocks", torch.ones(1, 4), (x,))
+
+
+def cold(depth: int, megabytes: int = 4) -> Subject:
+    x, name = torch.zeros(1, 4), f"overhead net, {depth} blocks, caches cold"
+    return Subject(name, Cold(depth, megabytes), "blocks", torch.ones(1, 4), (x,))
 
 
 def gpt2(name: str, *, layers: int, width: int, heads: int, vocabulary: int, tokens: int = 16) -> Subject:
@@ -123,12 +161,14 @@ def subjects(*, tiny: bool = False) -> list[Callable[[], Subject]]:
     if tiny:
         return [
             lambda: overhead(3),
+            lambda: cold(2, 1),
             lambda: gpt2("GPT-2, tiny", layers=2, width=8, heads=2, vocabulary=32, tokens=4),
             lambda: llama("Llama, tiny", layers=2, width=8, heads=2, vocabulary=32, tokens=4),
         ]
     return [
         lambda: overhead(32),
         lambda: overhead(400),
+        lambda: cold(32),
         lambda: gpt2("GPT-2, 12 layers of width 64", layers=12, width=64, heads=4, vocabulary=1000),
         lambda: llama("Llama, 32 layers of width 64", layers=32, width=64, heads=4, vocabulary=1000),
         lambda: gpt2("GPT-2, 124M parameters", layers=12, width=768, heads=12, vocabulary=50257),

@@ -91,7 +91,7 @@ class Transformer(nn.Module):
 
     def forward(self, ids: Tensor) -> Decoded:
         hidden = self.embed(ids)
-        mask = torch.full((ids.shape[1], ids.shape[1]), float("-inf"), device=ids.device).triu(1)
+        mask = hidden.new_full((ids.shape[1], ids.shape[1]), float("-inf")).triu(1)
         for block in self.h:
             hidden = block(hidden, mask=mask)[0]
         return Decoded(self.lm_head(self.ln_f(hidden)), hidden)

@@ -1,5 +1,6 @@
 """The benchmark measures what it says: every tool arrives at the same values. Nothing is timed here."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from benchmarks.workloads import Row, differing, ready, values, workloads_of
 from benchmarks.wrapping import wrapping
 
 MAKERS = models.subjects(tiny=True)
+GPT2 = MAKERS[2]
 
 
-@pytest.mark.parametrize("make", MAKERS, ids=["overhead", "gpt2", "llama"])
+@pytest.mark.parametrize("make", MAKERS, ids=["overhead", "cold", "gpt2", "llama"])
 def test_every_tool_does_the_same(make: Callable[[], Subject]) -> None:
     subject = make()
     made = ready(subject)
@@ -26,7 +28,7 @@ def test_every_tool_does_the_same(make: Callable[[], Subject]) -> None:
 
 
 def test_edits_reach_the_result() -> None:
-    made = ready(MAKERS[1]())
+    made = ready(GPT2())
     plain = values(made["bare"], workloads.UNTRACED)[0]
     for workload in (workloads.REPLACE_ONE, workloads.REPLACE_ALL, workloads.SWEEP):
         for result in values(made["interlace"], workload):
@@ -37,7 +39,7 @@ def test_edits_reach_the_result() -> None:
 
 
 def test_copies_share_weights_and_nothing_else() -> None:
-    subject = MAKERS[1]()
+    subject = GPT2()
     copy = subject.copy()
     assert all(
         mine is theirs for mine, theirs in zip(copy.parameters(), subject.net.parameters(), strict=True)
@@ -94,7 +96,7 @@ def test_memory_is_counted() -> None:
 
 
 def test_traces_leave_no_tensor() -> None:
-    subject = MAKERS[1]()
+    subject = GPT2()
     for growth in memory.growths(subject, 10):
         assert growth.tensors == 0, growth.name
     asked, there = memory.kept(subject)
@@ -114,17 +116,16 @@ def test_prompts_arrive_at_what_the_hooks_do() -> None:
             prompts.same(subject.functions(sites), expected)
             prompts.same(subject.blocks(sites), expected)
         assert "an edited model" in next(prompts.edit_rows(0.0))
-    first, _ = prompts.captures(50, fresh=1, repeats=20)
-    assert first > 0  # milliseconds, beside the best of several; what it takes again may drown in noise
+    assert all(map(math.isfinite, prompts.captures(50, fresh=1, repeats=1)))
 
 
 def test_the_loop_that_recordings_are_measured_against_records_the_same() -> None:
-    loop, ours = recording.rates(MAKERS[1](), 40, 1)
+    loop, ours = recording.rates(GPT2(), 40, 1)
     assert len(loop) == len(ours) == 1
 
 
 def test_scans_are_timed_on_the_same_shapes() -> None:
-    lines = scans.text([MAKERS[1]()], 0.0).split("\n")
+    lines = scans.text([GPT2()], 0.0).split("\n")
     assert lines[0].count("|") == lines[2].count("|")
     assert lines[2].startswith("| GPT-2, tiny, ")
 

@@ -331,6 +331,26 @@ model[0].output
     )
 
 
+@pytest.mark.parametrize("how", ["left open", "freed in the order of opening"])
+def test_the_interpreter_ends_quietly_after_backwards_that_paused_together(how: str) -> None:
+    """The engine of torch keeps the innermost of a thread; a thread that ends with a stale one crashes."""
+    survives(
+        """
+import torch
+from torch import nn
+import interlace as il
+net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+loss = net(torch.ones(1, 2)).sum()
+def paused():
+    with il.backward(loss, retain_graph=True):
+        yield net[0].weight.grad
+outer, inner = paused(), paused()
+next(outer), next(inner)
+"""
+        + ("del outer, inner\nassert torch._C._current_graph_task_id() == -1\n" if how != "left open" else "")
+    )
+
+
 def test_a_worker_that_was_made_far_from_here_is_replaced() -> None:
     """Fact 1: a kept stack whose base lies far above costs a long copy at each switch."""
     survives(

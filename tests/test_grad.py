@@ -410,6 +410,7 @@ def test_blocks_in_generators_and_threads_do_not_mix(read: tuple[il.Model, Hidde
     with pytest.raises(TraceError, match="opened after this one is not over"):
         list(two)
     three.close()
+    assert torch._C._current_graph_task_id() == -1  # `two` waited for `three`, and ended with it
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.extend(parked(loss, middle)))
     thread.start()

@@ -1,13 +1,14 @@
 """torch's ambient state, which belongs to the thread, kept apart for the two sides of a trace.
 
-Grad mode, inference mode, autocast, function modes (the default device is one), dispatch modes and
-saved-tensor hooks live in thread-local storage of torch. When the model pauses, the block must find its own;
-when it goes on, the model must. `read` is cheap and says `None` nearly always: everything but grad mode is at
-rest. `swap` does the rest.
+Grad mode, inference mode, autocast, function modes (the default device is one), dispatch modes, saved-tensor
+hooks, and CUDA's current device and streams live in thread-local storage of torch. When the model pauses, the
+block must find its own; when it goes on, the model must. `read` is cheap: nearly always everything but grad
+mode is at rest, and where the work of each side goes on a GPU. `swap` does the rest.
 
 Process-wide settings (random state, default dtype, anomaly mode) are shared by both sides, as with hooks.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,13 @@ _pop_hooks = torch._C._autograd._pop_saved_tensors_default_hooks
 transform = torch._C._functorch.peek_interpreter_stack
 _set_grad = torch._C._set_grad_enabled
 _default_device = torch._GLOBAL_DEVICE_CONTEXT
+
+
+Stream = tuple[int, int, int]
+"""A CUDA stream as torch hands it about: its id, its device, the type of that device."""
+
+Place = tuple[int, tuple[Stream, ...]]
+"""The current CUDA device, and the current stream of every device."""
 
 
 def _autocast_at_rest() -> tuple[tuple[str, bool, torch.dtype], ...]:
@@ -57,13 +65,47 @@ class Ambient:
     dispatches: tuple[Any, ...]
     hooks: tuple[Any, ...]
     device: Any
+    place: Place | None
 
 
-def read() -> "Ambient | bool":
-    """This thread's state now: just grad mode when all else is at rest."""
+State = Ambient | tuple[bool, Place] | bool
+"""What of one side is not at rest; just grad mode, and the place where CUDA is in use, when all else is."""
+
+
+def _read() -> State:
     if _inference() or _autocast() or _n_function() or _n_dispatch() or top_hooks(True) is not None:
         return _read_all()
     return _grad()
+
+
+def _read_with_place() -> State:
+    state = _read()
+    return (state, _place()) if isinstance(state, bool) and _cuda._initialized else state
+
+
+_cuda: Any = torch.cuda
+_current_device: Any = getattr(torch._C, "_cuda_getDevice", None)
+_current_stream: Any = getattr(torch._C, "_cuda_getCurrentStream", None)
+
+read = _read if _current_device is None else _read_with_place
+"""This thread's state now. A torch that was built without CUDA has no place to look for."""
+
+
+def _place() -> Place:
+    return _current_device(), tuple(map(_current_stream, _devices()))
+
+
+@functools.cache
+def _devices() -> range:
+    return range(_cuda.device_count())
+
+
+def _move(here: Place, there: Place) -> None:
+    """Make another CUDA device current, and other streams."""
+    for old, new in zip(here[1], there[1], strict=True):
+        if old != new:
+            torch._C._cuda_setStream(stream_id=new[0], device_index=new[1], device_type=new[2])
+    torch._C._cuda_setDevice(there[0])
 
 
 def _read_all() -> Ambient:
@@ -78,6 +120,7 @@ def _read_all() -> Ambient:
         tuple(dispatch_modes()),
         saved_hooks(),
         getattr(_default_device, "device_context", None),
+        _place() if _current_device is not None and _cuda._initialized else None,
     )
 
 
@@ -97,12 +140,15 @@ def _clear_hooks() -> tuple[Any, ...]:
     return tuple(reversed(found))
 
 
-def full(state: "Ambient | bool") -> Ambient:
+def full(state: State) -> Ambient:
     """A state with everything that `read` leaves out because it is at rest."""
-    return state if isinstance(state, Ambient) else Ambient(state, False, _AT_REST, True, (), (), (), None)
+    if isinstance(state, Ambient):
+        return state
+    grad, place = (state, None) if isinstance(state, bool) else state
+    return Ambient(grad, False, _AT_REST, True, (), (), (), None, place)
 
 
-def swap(now: "Ambient | bool", then: "Ambient | bool") -> None:
+def swap(now: State, then: State) -> None:
     """Replace the state `now` of this thread by `then`."""
     if isinstance(now, bool) and isinstance(then, bool):
         _set_grad(then)
@@ -111,6 +157,8 @@ def swap(now: "Ambient | bool", then: "Ambient | bool") -> None:
     _replace_modes(old.functions, new.functions, pop_function_mode, push_function_mode)
     _replace_modes(old.dispatches, new.dispatches, pop_dispatch_mode, push_dispatch_mode)
     _default_device.device_context = new.device
+    if old.place is not None and new.place is not None and old.place != new.place:
+        _move(old.place, new.place)
     if old.hooks != new.hooks:
         _clear_hooks()
         for pair in new.hooks:

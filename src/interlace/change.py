@@ -87,14 +87,14 @@ def _random() -> list[torch.Tensor]:
     """The state of torch's random numbers, which the block shares with the model."""
     states = [torch.get_rng_state()]
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states.append(torch.cuda.get_rng_state())
+        states += torch.cuda.get_rng_state_all()
     return states
 
 
 def _set_random(states: list[torch.Tensor]) -> None:
     torch.set_rng_state(states[0])
     if len(states) > 1:
-        torch.cuda.set_rng_state(states[1])
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 class Before:

@@ -17,14 +17,12 @@ from interlace import frames, graph
 from interlace.errors import NotReachedError, OrderError, TraceError, WriteError
 from interlace.graph import Edge
 from interlace.ingrad import Mode, put_on, take_off
-from interlace.switch import Switch, unwind_abandoned
+from interlace.switch import unwind_abandoned
 from interlace.trees import describe
+from interlace.walk import Walk
 from interlace.writes import replace
 
 _will_execute: Any = torch._C._will_engine_execute_node
-_task: Any = torch._C._current_graph_task_id
-_threads: Any = torch._C._is_multithreading_enabled
-_set_threads: Any = torch._C._set_multithreading_enabled
 
 
 class Flow:
@@ -88,12 +86,10 @@ class Backward:
     ) -> None:
         self._tensor: torch.Tensor | None = tensor
         self._settings = (gradient, retain_graph, create_graph, inputs)
-        self._switch: Switch | None = None
+        self._switch: Walk | None = None
         self._mode: Mode | None = None
         self._flow: Flow | None = None
         self._wanted: _Hook | None = None
-        self._number = -1
-        self._threads = False
         self._positions: dict[Any, int] | None = None
         self._entered = False
         self.owner: frames.Owner | None = None
@@ -113,7 +109,7 @@ class Backward:
         def walk() -> None:
             torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
 
-        self._switch = Switch(walk, None)
+        self._switch = Walk(walk)
         try:
             self._run_to(graph.edge(tensor), tensor)
         except BaseException:
@@ -195,11 +191,7 @@ class Backward:
             raise OrderError(
                 "This backward is over: its gradients have passed.\nAsk for them in the order of the backward."
             )
-        if self._number >= 0 and _task() != self._number:
-            raise TraceError(
-                "A backward that was opened after this one is not over, and torch can go on with the innermost only.\n"
-                "Leave the inner `with il.backward(...)` first."
-            )
+        self._switch.check()
 
     def _refuse_passed(self, tensor: torch.Tensor, node: Any) -> None:
         assert self._flow is not None
@@ -225,7 +217,7 @@ class Backward:
     def _go_on(self) -> None:
         switch = self._switch
         assert switch is not None
-        self._turn(switch.resume)
+        switch.resume()
         if switch.done:
             self._flow = None
             error, switch.error = switch.error, None
@@ -235,16 +227,6 @@ class Backward:
                 finally:
                     del error
 
-    def _turn(self, call: Any) -> None:
-        """The engine's threads are off on its side only."""
-        mine = _threads()
-        _set_threads(self._threads)
-        try:
-            call()
-        finally:
-            self._threads = _threads()
-            _set_threads(mine)
-
     def _take_off(self) -> None:
         mode, self._mode = self._mode, None
         if mode is not None:
@@ -252,9 +234,10 @@ class Backward:
 
     def _close(self) -> None:
         switch, self._switch = self._switch, None
-        if switch is not None and not switch.done:
-            self._turn(switch.end)
+        if switch is not None:
+            switch.end()
             switch.error = None
+            unwind_abandoned()  # those that had to wait for this one
         self._tensor = self._flow = self._positions = self._wanted = None
         self._settings = (None, None, False, None)
 
@@ -273,7 +256,7 @@ class _Hook:
         if backward is None or backward._wanted is not self or backward._switch is None:
             return None
         switch, flow = backward._switch, Flow(self.edge, gradient)
-        backward._flow, backward._wanted, backward._number = flow, None, _task()
+        backward._flow, backward._wanted = flow, None
         del backward  # this stack pauses
         switch.pause()
         return flow.changed()

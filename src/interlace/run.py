@@ -7,7 +7,7 @@ does not know modules, and the tap of a module tells it only what happens (`reac
 
 import warnings
 import weakref
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any
 
@@ -60,28 +60,19 @@ class Tally:
         self.left: list[Any] = []
 
 
-FEW = 16
+FEW = 256
 """How many calls are looked through in the notes themselves before they are counted."""
 
 
-Counts = defaultdict[Any, int]
+Counts = Counter[Any]
 
 
 def _count(noted: list[Any], counts: Counts) -> Counts:
     """Count what has been noted."""
     if noted:
-        for key, times in Counter(noted).items():
-            counts[key] += times
+        counts.update(noted)
         noted.clear()
     return counts
-
-
-def _times(key: Any, noted: list[Any], counts: Counts) -> int:
-    """How often a key has been noted or counted."""
-    if len(noted) > FEW:
-        _count(noted, counts)
-        return counts.get(key, 0)
-    return counts.get(key, 0) + noted.count(key)
 
 
 class Run:
@@ -113,8 +104,8 @@ class Run:
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.tally = tally = Tally()
-        self._starts: Counts = defaultdict(int)
-        self._ends: Counts = defaultdict(int)
+        self._starts: Counts = Counter()
+        self._ends: Counts = Counter()
         self._asked: dict[Port, Any] = {"input": tally.before, "output": tally.after}
         self.watchers: dict[tuple[Any, Port], list[Watcher]] = {}
         self.recorders: list[tuple[Container[Any], Port, Watcher]] = []
@@ -149,6 +140,14 @@ class Run:
         """How often each site has been left, by key."""
         return _count(self.tally.left, self._ends)
 
+    def seen(self, key: Any, port: Port) -> int:
+        """How often the model has passed a port of a site."""
+        tally = self.tally
+        noted, counts = (tally.left, self._ends) if port == "output" else (tally.entered, self._starts)
+        if len(noted) > FEW:
+            _count(noted, counts)
+        return counts.get(key, 0) + noted.count(key)
+
     def count(self) -> None:
         """Count what has been noted, for notes take memory."""
         self.starts, self.ends  # noqa: B018
@@ -180,12 +179,7 @@ class Run:
             self.side = None
         if live is not None and live.key == key and live.number == number and port in ("input", live.port):
             return live
-        tally = self.tally
-        if port == "output":
-            seen = _times(key, tally.left, self._ends)
-        else:
-            seen = _times(key, tally.entered, self._starts)
-        if seen > number:
+        if self.seen(key, port) > number:
             return self._past(site, port, number)
         switch = self.switch
         if switch.done:
@@ -254,12 +248,13 @@ class Run:
     def finish(self) -> Any:
         """Let the model run to its end and return what it returned; None if it failed or was stopped."""
         self._wanted = None
-        try:
-            self.settle()
-        except BaseException:
-            self.end()
-            raise
-        self.pending.clear()
+        if self.pending:
+            try:
+                self.settle()
+            except BaseException:
+                self.end()
+                raise
+            self.pending.clear()
         while not self.switch.done:
             self.live = None
             self.switch.resume()
@@ -269,12 +264,7 @@ class Run:
 
     def settle(self) -> None:
         """Let what waits for the model to go on have its effect now."""
-        try:
-            for call in list(self.pending):
-                call()
-        except BaseException:
-            self.pending.clear()
-            raise
+        settle(self.pending)
 
     def stop(self) -> None:
         """End the model's run where it is. What was read stays; nothing more can be asked for."""
@@ -378,9 +368,8 @@ class Run:
 
     def reach(self, key: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make a call that somebody waits for: pause before it, and after it where that was asked for."""
-        entered = self.tally.entered
-        visit = Visit(key, _times(key, entered, self._starts), args, kwargs)
-        entered.append(key)
+        visit = Visit(key, self.seen(key, "input"), args, kwargs)
+        self.tally.entered.append(key)
         self._arrive(visit, "input")
         if not visit.skipped:
             try:
@@ -390,7 +379,7 @@ class Run:
                 raise
         self.tally.left.append(key)
         if key in self.tally.after:
-            visit.number = _times(key, self.tally.left, self._ends) - 1
+            visit.number = self.seen(key, "output") - 1
             self._arrive(visit, "output")
         return visit.result
 
@@ -402,7 +391,7 @@ class Run:
 
     def leave(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Report a call that has been made, and return what the model goes on with."""
-        number = self._ends.get(key, 0) + self.tally.left.count(key) - 1
+        number = self.seen(key, "output") - 1
         visit = Visit(key, number, args, kwargs, "output", result)
         self._arrive(visit, "output")
         return visit.result
@@ -520,6 +509,16 @@ class Run:
         """Let `value` stand for the call at whose input the model is paused."""
         visit.skipped, visit.result = True, value
         self.skipped.append(site)
+
+
+def settle(pending: list[Callable[[], None]]) -> None:
+    """Call what waits for the model to go on; none of it twice if one of them fails."""
+    try:
+        for call in list(pending):
+            call()
+    except BaseException:
+        pending.clear()
+        raise
 
 
 def remember(reads: dict[Key, Any], visit: Visit, port: Port) -> None:

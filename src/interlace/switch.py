@@ -165,9 +165,9 @@ class Switch:
         self.carries = carries
         self._worker: Worker | None = None
         self._resumer: greenlet | None = None
-        self._ambient: ambient.Ambient | bool = ambient.read()
+        self._ambient: ambient.State = ambient.read()
         self._context: contextvars.Context | None = contextvars.copy_context()
-        self._level = ambient.functorch_level()
+        self._level = 0 if _transform() is None else ambient.functorch_level()
         self._home = _homes.home
         self._abandoned = False
         self._token = object() if token is None else token
@@ -329,13 +329,16 @@ class Switch:
 
 
 def unwind_abandoned() -> None:
-    """End the runs of this thread whose trace was left or collected on another thread."""
+    """End what could not be unwound when it was left: on another thread, or before others that had to end first."""
     queue = _homes.home.abandoned
-    for _ in range(len(queue)):
-        if queue:
-            switch = queue.popleft()
-            switch.end()
-            switch.error = None
+    before = len(queue) + 1
+    while 0 < len(queue) < before:  # one that ends may be what another waited for
+        before = len(queue)
+        for _ in range(before):
+            if queue:
+                switch = queue.popleft()
+                switch.end()
+                switch.error = None
 
 
 def _is_coverage(tracer: Any) -> bool:

@@ -87,7 +87,7 @@ class Trace:
         self._taps = self._tree.taps()
         self._prepare = prepare
         if call is not None:
-            self._begin(call, edit.workers(self))
+            self._begin(call, edit.workers(self) if self._tree.edits else [])
         self._taps.install(self)
         self._tree.opened(self.owner, self)
         return self

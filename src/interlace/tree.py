@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from operator import methodcaller
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,10 @@ REMEMBERED = 16
 """Of how many traces a tree remembers, weakly, what was read in them."""
 
 
-_values = methodcaller("values")  # scripted modules hold their children in a class of their own
+def _children(module: nn.Module) -> dict[str, Any]:
+    """The dictionary that holds the children of a module; scripted modules wrap it."""
+    held: Any = module._modules
+    return getattr(held, "_python_modules", held)  # type: ignore[no-any-return]
 
 
 class Opened:
@@ -100,7 +102,7 @@ class Tree:
         self._read: deque[dict[Key, Any]] = deque(maxlen=REMEMBERED)
         self._leaves: list[dict[str, Any]] = []
         self._inner: list[dict[str, Any]] = []
-        self._kids: list[tuple[Any, ...]] = []
+        self._kids: list[dict[str, Any]] = []
         self._parameter: tuple[dict[str, nn.Parameter | None], str] | None = None
 
     def twin(self) -> "Tree":
@@ -216,7 +218,7 @@ class Tree:
     def taps(self) -> Taps:
         """The taps of all modules, renewed when the model's structure has changed."""
         taps = self._taps
-        if taps is None or any(self._leaves) or list(map(tuple, map(_values, self._inner))) != self._kids:
+        if taps is None or any(self._leaves) or self._inner != self._kids:
             taps = self._survey()
         return taps
 
@@ -232,9 +234,10 @@ class Tree:
                 )
         if "torch._dynamo" in sys.modules:  # a part of the model may be compiled
             pass_dynamo()
-        self._leaves = [module._modules for module in modules if not module._modules]
-        self._inner = [module._modules for module in modules if module._modules]
-        self._kids = list(map(tuple, map(_values, self._inner)))
+        held = [_children(module) for module in modules]
+        self._leaves = [children for children in held if not children]
+        self._inner = [children for children in held if children]
+        self._kids = [dict(children) for children in self._inner]
         owners = ((held._parameters, name) for held in modules for name in held._parameters.keys())  # noqa: SIM118
         self._parameter = next(((held, name) for held, name in owners if held[name] is not None), None)
         self._follow()

@@ -1,6 +1,5 @@
 """What is said where a run on tensors without values needs one: the line that asked, and the way out."""
 
-import linecache
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -12,6 +11,8 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
+
+from interlace.lines import source_lines
 
 NO_VALUES = (UnsupportedFakeTensorException, DynamicOutputShapeException, UnsupportedOperatorException)
 """What torch raises where values are needed."""
@@ -60,7 +61,7 @@ def said(error: BaseException, name: str, stack: Iterable[tuple[FrameType, int]]
         code = frame.f_code
         if not code.co_filename.startswith((_HERE, _TORCH)):
             where = getattr(code, "co_qualname", code.co_name)
-            text = linecache.getline(code.co_filename, line, frame.f_globals).strip()
+            text = "".join(source_lines(code, frame.f_globals)[line - 1 : line]).strip()
             at += f" at {code.co_filename}:{line}, in {where}:" + f"\n    {text}" * bool(text)
             break
     if isinstance(error, UnsupportedOperatorException):

@@ -14,7 +14,7 @@ from interlace.errors import NotReachedError, OrderError, TraceError
 from interlace.pieces import RowVisit, join
 from interlace.recall import Key, weakly
 from interlace.rows import Rows
-from interlace.run import Run, _times, remember
+from interlace.run import Run, remember, settle
 from interlace.site import Past, Port, Site, Visit
 from interlace.switch import Switch, in_operator
 
@@ -198,12 +198,7 @@ class Worker:
         ):
             return live if rows is None else self._own(live)
         run = schedule.run
-        tally = run.tally
-        if port == "output":
-            seen = _times(key, tally.left, run._ends)
-        else:
-            seen = _times(key, tally.entered, run._starts)
-        if seen > number:
+        if run.seen(key, port) > number:
             return self._past(site, port, number)
         if self.pending:
             self.settle()
@@ -268,12 +263,7 @@ class Worker:
 
     def settle(self) -> None:
         """Let what waits for the model to go on have its effect now."""
-        try:
-            for call in list(self.pending):
-                call()
-        except BaseException:
-            self.pending.clear()
-            raise
+        settle(self.pending)
 
     def stop(self) -> None:
         """End the model's run for all blocks."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import linecache
+import sys
 from itertools import count
+from typing import Any
 
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -65,13 +68,13 @@ STATEMENTS = st.recursive(
 BODIES = st.lists(STATEMENTS, min_size=1, max_size=4).map("\n".join)
 
 
-def outcome(text: str, group: object) -> object:
+def outcome(text: str, group: object, flags: int = 0) -> Any:
     filename = f"/nowhere/law_{next(_files)}.py"
     linecache.cache[filename] = (1, None, text.splitlines(keepends=True), filename)
     names: dict[str, object] = {"g": group, "native": Native()}
     error: object = None
     try:
-        exec(compile(text, filename, "exec"), names)
+        exec(compile(text, filename, "exec", flags, dont_inherit=True), names)
         if "main" in names:
             names["main"]()  # type: ignore[operator]
     except Exception as raised:
@@ -127,3 +130,47 @@ def test_captured_equals_in_place_in_a_function(bodies: list[str], cells: bool) 
     before, after = outcome(text, Native()), outcome(text, Group())
     assume(not is_ambiguous(after))
     assert after == before, text
+
+
+# Each in a block of a function and of a module where `a` to `e` are 1 to 5; the first numbers are the Python it needs.
+SYNTAX = {
+    "annotations": (
+        3, 10, "class c:\n    x: a\n    y: a = b\ndef d(x: a = b) -> a:\n    x: c\n    return x\n"
+        "e = c.__annotations__, d.__annotations__\nc = d = 3",
+    ),
+
+    "an alias": (3, 12, "b = int\ntype c = list[b]\na, d = c.__value__, c.__name__\nc = 3"),
+    "an alias that names itself": (3, 12, "type b = tuple[b, int]\na = str(b.__value__)\nb = 2"),
+    "an alias with parameters": (3, 12, "type c[a] = dict[a, b]\nd = str(c[int]), str(c.__value__)\nc = 3"),
+    "an alias in a class": (
+        3, 12, "class c:\n    b = str\n    type a = list[b]\nd = c.a.__value__\nc = 3",
+    ),
+    "a function with parameters": (
+        3, 12, "def c[a: b](x: a = a) -> a:\n    return x, str(a)\nd = c(), str(c.__annotations__)\nc = 3",
+    ),
+    "a class with parameters": (
+        3, 12,
+        "class c[a](list[a]):\n    x: a\n    def m(self, y: a = b):\n        return str(a), y\n"
+        "d = c().m(), str(c.__annotations__), str(c.__orig_bases__)\nc = 3",
+    ),
+    "a parameter with a default": (3, 13, "def c[a = b](): pass\nd = c.__type_params__[0].__default__\nc = 3"),
+    "annotations read later": (3, 14, "class c:\n    x: d\nd = 7\na = c.__annotations__\nc = 3"),
+    "a template": (
+        3, 14, "a = [(p.value, p.expression, p.format_spec) for p in t'{b} {c!r:>{d}}'.interpolations]",
+    ),
+    "several errors": (3, 14, "try:\n    a = b / 0\nexcept ValueError, ZeroDivisionError:\n    a = c"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "what", [what for what, (*since, _) in SYNTAX.items() if (*since,) <= sys.version_info]
+)
+def test_syntax_of_all_versions(what: str) -> None:
+    *_, body = SYNTAX[what]
+    start = "a, b, c, d, e = 1, 2, 3, 4, 5\n"
+    in_function = indent(f"{start}{blocks([body])}\nkept.update(locals())")
+    for text in (start + blocks([body]), "kept = {}\ndef main():\n" + in_function):
+        for flags in (0, annotations.compiler_flag):
+            before, after = outcome(text, Native(), flags), outcome(text, Group(), flags)
+            assert before[0] is None
+            assert after == before, text

@@ -7,6 +7,7 @@ import argparse
 import copy
 import dataclasses
 import enum
+import importlib.metadata
 import inspect
 import pickle
 import subprocess
@@ -146,6 +147,11 @@ def test_a_plain_backward_is_torchs() -> None:
     assert x.grad is not None
     assert x.grad.tolist() == [9, 9]
     assert inspect.signature(torch.Tensor.backward) == inspect.signature(mounts.TORCH_BACKWARD)
+
+
+def test_what_is_installed_is_found_under_it() -> None:
+    """Python 3.12 to 3.14 look up every name of `object.__dict__` on the class of what they find."""
+    assert importlib.metadata.version("torch").startswith(torch.__version__.partition("+")[0])
 
 
 @pytest.mark.slow

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import linecache
+import os
 import subprocess
 import sys
 import traceback
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -181,6 +183,66 @@ def test_a_block_without_source_names_the_function_form() -> None:
         assert "Give a function instead (a decorator or an argument)" in done.stderr
     with pytest.raises(TraceError, match=r"(?s)made by `exec`.*Give a function instead"):
         exec(program, {})
+
+
+def test_a_prompt_that_keeps_what_was_typed_is_source_enough() -> None:
+    """S-75: Python 3.13 and later keep it; before, there is none."""
+    program = """
+import torch, interlace as il
+class Net(torch.nn.Module):
+    def forward(self, x):
+        return torch.relu(x) * 2
+
+model = il.Model(Net())
+with model.trace() as tracer:
+    with tracer.invoke(-torch.ones(1)):
+        before = model.source.torch_relu_0.input + 3
+
+print(before.item())
+print(model.source.mul_0.line_number)
+"""
+    done = subprocess.run(
+        [sys.executable, "-i", "-q"],
+        input=program,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHON_BASIC_REPL": "1"},
+    )
+    kept = sys.version_info >= (3, 13)
+    assert done.stdout == ("2.0\n3\n" if kept else "")
+    assert ("it was typed at a prompt" in done.stderr) is not kept
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="`sys.monitoring` is there from Python 3.12 on")
+def test_no_free_tool_to_skip_with(tmp_path: Path) -> None:
+    program = """
+import sys
+import torch
+import interlace as il
+for number in (3, 4):
+    sys.monitoring.use_tool_id(number, f"theirs {number}")
+model = il.Model(torch.nn.Linear(1, 1))
+try:
+    with model.trace() as tracer:
+        with tracer.invoke(torch.ones(1, 1)):
+            raise AssertionError
+except RuntimeError as error:
+    print(error)
+sys.monitoring.free_tool_id(3)
+with model.trace() as tracer:
+    with tracer.invoke(torch.ones(1, 1)):
+        shape = model.output.shape
+print(shape)
+"""
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        "A block that runs later is skipped by a tool of `sys.monitoring`, and the ids 3 and 4 are taken:\n"
+        "'theirs 3' and 'theirs 4'. Free one, or give a function instead, which needs none.\n"
+        "torch.Size([1, 1])\n"
+    )
 
 
 def test_return_break_and_await_are_refused_before_anything_runs(model: il.Model) -> None:

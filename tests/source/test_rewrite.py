@@ -236,6 +236,22 @@ def f(x):
     return [*range(x)], {**{'a': x}}
 """,
 }
+if sys.version_info >= (3, 12):
+    LAYOUTS |= {
+        "type parameters": """
+class A[T]:
+    def f[U: T](self, x: U, y: T = None) -> U:
+        def g[V](z: V):
+            return str(U), str(T), z
+        return g(x)
+f = A().f
+""",
+        "a type alias": """
+def f(x):
+    type T[U] = dict[U, int]
+    return str(T.__value__), x
+""",
+    }
 
 
 @pytest.mark.parametrize("text", LAYOUTS.values(), ids=LAYOUTS.keys())
@@ -243,6 +259,14 @@ def test_scopes_and_layouts(tmp_path: Path, text: str) -> None:
     module = imported(tmp_path, "layout", text)
     rewritten, _ = reporting(module.f)
     assert rewritten(2) == module.f(2)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="`type` is a statement from Python 3.12 on")
+def test_what_an_alias_stands_for_is_not_of_this_call(tmp_path: Path) -> None:
+    text = "def f(x):\n    type T = list[x + 1]\n    return T\n"
+    rewritten, listing = reporting(imported(tmp_path, "alias", text).f)
+    assert rewritten(1).__value__ == list[2]  # type: ignore[valid-type]
+    assert listing.names == []
 
 
 def test_awaiting_works(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ class Bindings(ast.NodeVisitor):
 
     Attributes:
         bound: Bound in this scope, comprehensions' own variables excepted.
+        annotated: Annotated in this scope without a value, which makes them its own, but binds nothing.
         declared: Named by `global` or `nonlocal` in this scope.
         late: Bound by a function inside, through its own `nonlocal` or `global`.
         deleted: Named by `del` in this scope.
@@ -20,6 +21,7 @@ class Bindings(ast.NodeVisitor):
 
     def __init__(self, nodes: Iterable[ast.AST]) -> None:
         self.bound: set[str] = set()
+        self.annotated: set[str] = set()
         self.declared: set[str] = set()
         self.late: set[str] = set()
         self.deleted: set[str] = set()
@@ -37,6 +39,8 @@ class Bindings(ast.NodeVisitor):
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None or not isinstance(node.target, ast.Name):
             self.generic_visit(node)
+        else:
+            self.annotated.add(node.target.id)
 
     def visit_NamedExpr(self, node: ast.NamedExpr) -> None:
         self.bound.add(node.target.id)

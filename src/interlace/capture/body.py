@@ -20,6 +20,7 @@ from interlace.parse import compile_tree
 
 _OPTIMIZED = 0x1  # CO_OPTIMIZED
 _FUTURE = 0x1FE0000  # every flag of `from __future__`
+_TEXTS = annotations.compiler_flag  # annotations are not evaluated
 _NAME = "_il_body_"
 
 
@@ -227,7 +228,8 @@ def _template(frame: FrameType, remedy: str) -> Template:
         return not is_function or name in own or name in binds
 
     reads = {mangle(name) for name in loads(block.body) if is_shared(name)}
-    compiled = _compile(block, Rewrite(is_shared, mangle), owner, code)
+    rewrite = Rewrite(is_shared, mangle, texts=bool(code.co_flags & _TEXTS))
+    compiled = _compile(block, rewrite, owner, code)
     entry = skip.entry(code, frame.f_lasti)
     return _described(block, compiled, found.deleted, (frozenset(reads), frozenset(binds)), owner, entry)
 
@@ -247,7 +249,8 @@ def again(block: Block, reads: Iterable[str], owner: str | None, like: CodeType)
     binds = frozenset(mangle(name) for name in found.bound | found.late)
     known = frozenset(reads)
     shared = known | binds
-    compiled = _compile(block, Rewrite(lambda name: mangle(name) in shared, mangle), owner, like)
+    rewrite = Rewrite(lambda name: mangle(name) in shared, mangle, texts=bool(like.co_flags & _TEXTS))
+    compiled = _compile(block, rewrite, owner, like)
     return _described(block, compiled, found.deleted, (known, binds), owner, range(0))
 
 

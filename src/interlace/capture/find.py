@@ -1,14 +1,12 @@
 """Find the `with` statement that a frame is executing, in its source.
 
-Only the lines of the statement are parsed, however long the file is. Lines come from `linecache`, so
-notebooks, doctests and newer interactive shells have them; `exec` of a string and a plain `python -` do
-not.
+Only the lines of the statement are parsed, however long the file is. Notebooks, doctests and the prompt of Python
+3.13 and later keep the lines; `exec` of a string and a plain `python -` do not.
 """
 
 from __future__ import annotations
 
 import ast
-import linecache
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from types import CodeType, FrameType
 
 from interlace.capture import skip
 from interlace.errors import CaptureError
+from interlace.lines import source_lines
 from interlace.parse import parse
 
 _WITH_LINE = re.compile(r"\s*with\b")
@@ -49,8 +48,7 @@ def find(frame: FrameType, remedy: str = FUNCTION_FORM) -> Block:
         raise CaptureError(
             f"A block that runs later must be opened by a `with` statement of its own; at {where} none is.\n{remedy}"
         )
-    linecache.checkcache(code.co_filename)
-    lines = linecache.getlines(code.co_filename, frame.f_globals)
+    lines = source_lines(code, frame.f_globals)
     if not lines:
         raise CaptureError(
             f"The block at {where} must run later, and its source cannot be had: {_why(code.co_filename)}.\n{remedy}"

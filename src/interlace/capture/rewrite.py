@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from interlace.capture.bindings import Bindings, Function, arguments, imported
 
@@ -28,11 +28,15 @@ class Rewrite(ast.NodeTransformer):
     Args:
         is_shared: Whether a name of the block's own scope lives in the scope object; others are globals.
         mangle: What a name is called in the compiled code of the class around.
+        texts: Whether annotations are never evaluated, but kept as they are written.
     """
 
-    def __init__(self, is_shared: Callable[[str], bool], mangle: Callable[[str], str]) -> None:
+    def __init__(
+        self, is_shared: Callable[[str], bool], mangle: Callable[[str], str], *, texts: bool = False
+    ) -> None:
         self._is_shared = is_shared
         self.mangle = mangle
+        self._texts = texts
         self._functions: list[set[str]] = []  # names of functions and comprehensions around the node
         self._class: set[str] | None = None  # names of the class body directly around the node
 
@@ -93,7 +97,10 @@ class Rewrite(ast.NodeTransformer):
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         if not isinstance(node.target, ast.Name) or not self._shared(node.target.id):
-            return self.generic_visit(node)
+            node.target = self.visit(node.target)
+            node.annotation = self._annotation(node.annotation)
+            node.value = node.value and self.visit(node.value)
+            return node
         if node.value is None:
             return _at(node, ast.Pass())
         return _at(node, ast.Assign([self.visit(node.target)], self.visit(node.value)))
@@ -149,40 +156,62 @@ class Rewrite(ast.NodeTransformer):
 
     def _define(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.stmt]:
         node.decorator_list = [self.visit(part) for part in node.decorator_list]
-        node.returns = self.visit(node.returns) if node.returns else None
-        self._signature(node)
-        inside = Bindings(node.body)
-        with self._inside(self._own(node, inside)):
-            node.body = self.block(node.body)
+        self._defaults(node)
+        with self._generic(node):
+            self._annotations(node)
+            with self._inside(arguments(node) | self._own(Bindings(node.body))):
+                node.body = self.block(node.body)
         return [node, *self._bind([node.name], node)]
 
-    def _own(self, node: Function, inside: Bindings) -> set[str]:
+    @contextmanager
+    def _generic(self, node: ast.AST) -> Iterator[None]:
+        """The type parameters of a definition (Python 3.12), in a scope that also sees the class around."""
+        parameters: list[Any] = getattr(node, "type_params", [])  # nodes that 3.10 has no name for
+        self._functions.append({parameter.name for parameter in parameters})
+        for parameter in parameters:
+            self.visit(parameter)
+        yield
+        self._functions.pop()
+
+    def visit_TypeAlias(self, node: Any) -> list[ast.stmt]:
+        with self._generic(node):
+            node.value = self.visit(node.value)
+        return [node, *self._bind([node.name.id], node)]
+
+    def _own(self, inside: Bindings) -> set[str]:
         foreign = {name for name in inside.declared if self._shared(name)}
-        return (arguments(node) | inside.bound | inside.declared) - foreign
+        return (inside.bound | inside.annotated | inside.declared) - foreign
 
     def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
-        self._signature(node)
+        self._defaults(node)
         with self._inside(arguments(node) | Bindings([node.body]).bound):
             node.body = self.visit(node.body)
         return node
 
-    def _signature(self, node: Function) -> None:
+    def _defaults(self, node: Function) -> None:
         args = node.args
         args.defaults = [self.visit(part) for part in args.defaults]
         args.kw_defaults = [part and self.visit(part) for part in args.kw_defaults]
+
+    def _annotations(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        args = node.args
+        node.returns = node.returns and self._annotation(node.returns)
         for arg in (*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg):
             if arg is not None and arg.annotation is not None:
-                arg.annotation = self.visit(arg.annotation)
+                arg.annotation = self._annotation(arg.annotation)
+
+    def _annotation(self, node: ast.expr) -> ast.expr:
+        made: ast.expr = node if self._texts else self.visit(node)
+        return made
 
     def visit_ClassDef(self, node: ast.ClassDef) -> list[ast.stmt]:
         node.decorator_list = [self.visit(part) for part in node.decorator_list]
-        node.bases = [self.visit(part) for part in node.bases]
-        node.keywords = [self.visit(part) for part in node.keywords]
-        inside = Bindings(node.body)
-        foreign = {name for name in inside.declared if self._shared(name)}
-        outer, self._class = self._class, (inside.bound | inside.declared) - foreign
-        node.body = self.block(node.body)
-        self._class = outer
+        with self._generic(node):
+            node.bases = [self.visit(part) for part in node.bases]
+            node.keywords = [self.visit(part) for part in node.keywords]
+            outer, self._class = self._class, self._own(Bindings(node.body))
+            node.body = self.block(node.body)
+            self._class = outer
         return [node, *self._bind([node.name], node)]
 
     def _comprehension(self, node: Node) -> Node:

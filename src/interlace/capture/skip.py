@@ -11,9 +11,12 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from types import CodeType, FrameType
 from typing import Any, Protocol
+
+from interlace.errors import CaptureError
 
 _WITH = frozenset({"SETUP_WITH", "BEFORE_WITH"})
 _OPTIMIZED = 0x1  # CO_OPTIMIZED: a function, whose local names are slots and not a dictionary
@@ -75,54 +78,58 @@ def _after(units: bytes, offset: int) -> int:
 if sys.version_info >= (3, 12):
 
     class _Monitor:
-        """The one tool of this process that raises at instructions, and who waits for which."""
+        """The one tool of this process that raises at instructions, and who waits for which.
+
+        An interrupt may fall anywhere in here: each step can be done again, and a watch that nobody holds is none.
+        """
 
         def __init__(self) -> None:
             self.lock = threading.RLock()
             self.tool: int | None = None
-            self.waiting: dict[int, list[_Watch]] = {}  # by the identity of the code
+            self.waiting: dict[int, weakref.ref[_Watch]] = {}  # by frame, which enters one block at a time
 
         def add(self, watch: _Watch) -> None:
             with self.lock:
-                if self.tool is None:
-                    self.tool = self._claim()
-                code = watch.frame.f_code
-                waiting = self.waiting.setdefault(id(code), [])
-                waiting.append(watch)
-                if len(waiting) == 1:
-                    sys.monitoring.set_local_events(self.tool, code, sys.monitoring.events.INSTRUCTION)
+                tool = self._claim()
+                self.waiting[id(watch.frame)] = weakref.ref(watch)
+                sys.monitoring.set_local_events(tool, watch.frame.f_code, sys.monitoring.events.INSTRUCTION)
 
         def remove(self, watch: _Watch) -> None:
             with self.lock:
                 code = watch.frame.f_code
-                waiting = self.waiting[id(code)]
-                waiting.remove(watch)
-                if not waiting:
-                    del self.waiting[id(code)]
-                    assert self.tool is not None
-                    sys.monitoring.set_local_events(self.tool, code, 0)
+                del self.waiting[id(watch.frame)]
+                others = [other() for other in self.waiting.values()]
+                if not any(other is not None and other.frame.f_code is code for other in others):
+                    sys.monitoring.set_local_events(self._claim(), code, 0)
 
         def _claim(self) -> int:
-            for tool in (4, 3):
-                if sys.monitoring.get_tool(tool) is None:
-                    sys.monitoring.use_tool_id(tool, "interlace")
-                    event = sys.monitoring.events.INSTRUCTION
-                    sys.monitoring.register_callback(tool, event, self.reached)
-                    return tool
-            raise RuntimeError("no free tool id of `sys.monitoring` is left to skip a block with")
+            known = sys.monitoring.get_tool
+            if self.tool is None:
+                self.tool = next((tool for tool in (4, 3) if known(tool) is None), None)
+            if self.tool is None:
+                taken = " and ".join(f"{known(tool)!r}" for tool in (3, 4))
+                raise CaptureError(
+                    "A block that runs later is skipped by a tool of `sys.monitoring`, and the ids 3 and 4 are taken:\n"
+                    f"{taken}. Free one, or give a function instead, which needs none."
+                )
+            if known(self.tool) is None:
+                sys.monitoring.use_tool_id(self.tool, "interlace")
+            sys.monitoring.register_callback(self.tool, sys.monitoring.events.INSTRUCTION, self.reached)
+            return self.tool
 
-        def reached(self, code: CodeType, offset: int) -> None:
+        def reached(self, _code: CodeType, offset: int) -> None:
             frame = sys._getframe(1)
-            for watch in self.waiting.get(id(code), ()):
-                if watch.frame is frame and offset in watch.offsets:
-                    raise watch.error
+            waiting = self.waiting.get(id(frame))
+            watch = None if waiting is None else waiting()
+            if watch is not None and watch.frame is frame and offset in watch.offsets:
+                raise watch.error
 
     _monitor = _Monitor()
 
     class _Watch:
         """Raise in one frame when it reaches one instruction."""
 
-        __slots__ = ("error", "frame", "offsets")
+        __slots__ = ("__weakref__", "error", "frame", "offsets")
 
         def __init__(self, frame: FrameType, offsets: range) -> None:
             self.frame = frame

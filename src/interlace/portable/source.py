@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ast
-import linecache
 from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
 from interlace.errors import TravelError
+from interlace.lines import source_lines
 from interlace.parse import compile_tree, parse
 
 LAMBDA = "_"
-_NESTED = 0x10  # CO_NESTED: whether a function stands in another one
+_PLACE = (
+    0x10 | 0x8000000
+)  # CO_NESTED, CO_METHOD (Python 3.14): whether a function stands in another one, in a class
 FUTURE = 0x1FE0000  # every flag of `from __future__`
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
@@ -91,8 +93,7 @@ def source_of(function: FunctionType) -> str:
     """
     code = function.__code__
     what = f"`{function.__qualname__}` cannot travel: "
-    linecache.checkcache(code.co_filename)
-    lines = linecache.getlines(code.co_filename, function.__globals__)
+    lines = source_lines(code, function.__globals__)
     if not lines:
         raise TravelError(
             f"{what}its source cannot be had ({code.co_filename}).\n"
@@ -236,7 +237,7 @@ def same_code(one: CodeType, other: CodeType) -> bool:
     """Whether two code objects do the same, wherever they stand."""
     if any(getattr(one, name) != getattr(other, name) for name in _COMPARED):
         return False
-    if (one.co_flags ^ other.co_flags) & ~_NESTED or len(one.co_consts) != len(other.co_consts):
+    if (one.co_flags ^ other.co_flags) & ~_PLACE or len(one.co_consts) != len(other.co_consts):
         return False
     return all(map(_same, one.co_consts, other.co_consts))
 

@@ -198,7 +198,7 @@ class Instrumenter(ast.NodeTransformer):
     def _whole(self, node: ast.AST) -> ast.AST:
         return node
 
-    visit_Lambda = visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _whole
+    visit_Lambda = visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = visit_TypeAlias = _whole
 
     # -- statements
 

@@ -10,13 +10,13 @@ import __future__
 import ast
 import dis
 import inspect
-import linecache
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from types import CodeType
 
 from interlace.errors import SourceError
+from interlace.lines import source_lines
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
@@ -64,7 +64,7 @@ def read(code: CodeType, qualname: str) -> Text:
         SourceError: There is no text, or it is not (or no longer) what runs.
     """
     try:
-        lines, line = inspect.getsourcelines(code)
+        lines, line = _lines(code)
         definition = _definition(code, lines, line)
     except (OSError, SyntaxError, IndexError, StopIteration):
         raise SourceError(
@@ -89,6 +89,13 @@ def read(code: CodeType, qualname: str) -> Text:
             "Import it again (restart Python) to name its operations."
         )
     return text
+
+
+def _lines(code: CodeType) -> tuple[list[str], int]:
+    try:
+        return inspect.getsourcelines(code)
+    except OSError:
+        return inspect.getblock(source_lines(code)[code.co_firstlineno - 1 :]), code.co_firstlineno
 
 
 def compiled(text: Text, definition: Definition, extra: tuple[str, ...]) -> CodeType:
@@ -166,7 +173,7 @@ def _definition(code: CodeType, lines: list[str], line: int) -> Definition:
 
 def _lambda(code: CodeType) -> ast.Lambda:
     """A lambda is no statement: look for it in the whole file, by its columns where several share a line."""
-    tree = ast.parse("".join(linecache.getlines(code.co_filename)))
+    tree = ast.parse("".join(source_lines(code)))
     found = [
         node for node in ast.walk(tree) if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno
     ]

@@ -25,6 +25,10 @@ TORCH_BACKWARD: Any = torch.Tensor.backward
 """torch's own, as it was when this was imported."""
 
 
+_LOOKS_AT_ALL = frozenset({"importlib.metadata", "importlib_metadata"})
+"""From Python 3.12 on these ask a class of theirs for every name in the dictionaries of its bases."""
+
+
 class _Save:
     """`x.save()` for any `x`, which returns `x`.
 
@@ -37,6 +41,8 @@ class _Save:
 
     def __get__(self, value: Any, owner: type) -> Any:
         is_class = _of_class(value, owner)
+        if is_class and sys._getframe(1).f_globals.get("__name__") in _LOOKS_AT_ALL:
+            return self
         if is_class or not calls_attribute(sys._getframe(1)) or _own(owner):
             kind = f"type object {owner.__name__!r}" if is_class else f"{owner.__name__!r} object"
             raise AttributeError(
