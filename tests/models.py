@@ -12,6 +12,11 @@ def sequential(width: int = 4) -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2))
 
 
+def chain(width: int = 4) -> nn.Sequential:
+    """Linear, ReLU, Linear, all of one width."""
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+
 class Attention(nn.Module):
     """Self-attention that returns `(output, pattern)`, as those of Hugging Face do."""
 

@@ -402,6 +402,14 @@ def test_a_finite_run_finds_nothing() -> None:
     assert il.find_nonfinite(il.Model(Transformer()), ids()) is None  # its mask is made of -inf
 
 
+def test_a_search_without_an_input_says_so() -> None:
+    message = (
+        r"`il\.find_nonfinite\(model\)` was called without an input\.\nWrite `il\.find_nonfinite\(model, x\)`"
+    )
+    with pytest.raises(il.errors.InputError, match=message):
+        il.find_nonfinite(il.Model(sequential()))
+
+
 def test_the_module_that_makes_the_first_nan_is_found_and_told() -> None:
     net: Any = Transformer()
     net.h[1].mlp.down.bias.data[2] = float("nan")

@@ -1,12 +1,13 @@
 """Plans: what a block asks for, what it costs, and whether it works, before anything runs. (S-37)"""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 import interlace as il
-from interlace.errors import InputError, ScanError
+from interlace.errors import CaptureError, InputError, ScanError
 from interlace.fakes import active, has_no_values
 from tests import models
 
@@ -185,10 +186,26 @@ def test_other_errors_leave_the_block(model: il.Model) -> None:
         raise KeyError
     with pytest.raises(ScanError), il.Model(models.Experts()).explain(torch.ones(2, 3)):
         pass
-    with pytest.raises(InputError), model.explain():
+    message = r"`model\.explain\(\)` was opened without an input\.\nWrite `with model\.explain\(x\):`"
+    with pytest.raises(InputError, match=message), model.explain():
         pass
     with pytest.raises(ZeroDivisionError):
         model.explain(lambda model: 1 / 0, models.ids())
+    assert not active()
+
+
+def test_a_function_that_would_only_be_begun_is_refused(model: il.Model) -> None:
+    """A plan of nothing would say that it works."""
+
+    def yields(model: il.Envoy) -> Iterator[object]:
+        yield model.output
+
+    with pytest.raises(CaptureError, match=r"yields` is to run later.*\nNothing has run"):
+        model.explain(yields, models.ids())
+    with pytest.raises(
+        TypeError, match=r"`explain` takes a function of the model, or of the model and the trace, not"
+    ):
+        model.explain(lambda one, two, three: None, models.ids())
     assert not active()
 
 

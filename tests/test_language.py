@@ -102,6 +102,35 @@ def test_what_needs_weights(gpt2: str, need: Any) -> None:
     assert not getattr(found, "is_meta", False)
 
 
+REQUESTS: dict[str, Any] = {
+    "read": lambda model, mlp: mlp.output.shape,
+    "input": lambda model, mlp: mlp.input.shape,
+    "write": lambda model, mlp: setattr(mlp, "output", mlp.output * 0),
+    "input written": lambda model, mlp: setattr(mlp, "input", mlp.input * 0),
+    "skip": lambda model, mlp: mlp.skip(torch.zeros(2, 3, 8)),
+    "waits": lambda model, mlp: mlp.wait_for_output(),
+    "operation": lambda model, mlp: mlp.source.self_c_fc_0.output.shape,
+    "side": lambda model, mlp: mlp(torch.ones(1, 1, 8), hook=True).shape,
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize("opened", ["trace", "generate"])
+def test_the_first_request_of_a_block_brings_the_weights(gpt2: str, opened: str, request_: str) -> None:
+    """S-20, S-95: the input is in invokes, so the modules are replaced after the block has begun."""
+
+    def made(model: Any) -> Any:
+        with getattr(model, opened)(**({"max_new_tokens": 2} if opened == "generate" else {})) as tracer:
+            for prompt in ("a b c", "d e f"):
+                tracer.invoke(prompt)(lambda: None)
+            seen = REQUESTS[request_](model, model.transformer.h[0].mlp)
+            return seen, model.lm_head.output.clone()
+
+    fresh, loaded = made(text(gpt2)), made(text(gpt2).dispatch())
+    assert fresh[0] == loaded[0]
+    assert torch.equal(fresh[1], loaded[1])
+
+
 def test_a_child_alone_needs_weights(gpt2: str) -> None:
     """S-20, S-36: any envoy of the tree can be traced first."""
     model = text(gpt2)

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 import interlace as il
 from interlace.errors import OrderError, OutsideTraceError, ThreadError, TraceError
+from tests.models import chain
 
 X = torch.arange(4.0)[None]
 
 
 @pytest.fixture
 def net() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    return chain()
 
 
 @pytest.fixture

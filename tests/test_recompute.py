@@ -167,6 +167,58 @@ def test_changes_at_operations_refuse_the_backward(where: str) -> None:
                 gradients(mode, change, where)
 
 
+class Varied(nn.Module):
+    """A region that calls one of two modules, or one that saves nothing for the backward, as often as it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.shift = nn.Linear(3, 3), nn.Linear(3, 3), nn.Identity()
+        self.first, self.times = True, 2
+
+    def region(self, x: Tensor) -> Tensor:
+        x = (self.a if self.first else self.b)(x)
+        for _ in range(self.times):
+            x = self.shift(x)
+        return torch.tanh(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.region, x, use_reentrant=False).sum()  # type: ignore[no-any-return]
+
+
+def test_a_module_that_is_not_called_again_refuses_the_backward() -> None:
+    """Fact 13: another module of the same shapes in its place, which torch does not notice."""
+    net = Varied()
+    model, x = il.Model(net), torch.randn(2, 3, requires_grad=True)
+    for changed in (False, True):
+        net.first = True
+        with model.trace(x):
+            if changed:
+                model.a.output = model.a.output * 2
+            loss: Any = model.output
+        net.first = False
+        if changed:
+            with pytest.raises(TraceError, match=r"cannot repeat it\.\nA module of it was not called again"):
+                loss.backward()
+        else:
+            loss.backward()
+
+
+@pytest.mark.parametrize(("steps", "again"), [((0,), 2), ((1,), 2), ((0, 1), 2), ((0, 1), 1)], ids=str)
+def test_calls_that_cannot_be_told_apart_refuse_the_backward(steps: tuple[int, ...], again: int) -> None:
+    """Fact 13: nothing was saved between two calls of a module; the recomputation makes both of them, or one."""
+    net = Varied()
+    model, x = il.Model(net), torch.randn(2, 3, requires_grad=True)
+    with model.trace(x) as tracer:
+        for step in tracer.iter[:2]:
+            hidden = model.shift.output
+            if step in steps:
+                model.shift.output = hidden * (step + 2)
+        loss: Any = model.output
+    net.times = again
+    with pytest.raises(TraceError, match=r"cannot repeat it\.\nIt calls one module several times"):
+        loss.backward()
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch, of a region in a region
 def test_stored_edits_invokes_and_regions_in_regions_refuse_it_too() -> None:
     """Fact 13: whoever changes a reentrant region, and however deep; without gradients nothing is refused."""
@@ -342,6 +394,22 @@ class Regions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.region(self.b, self.region(self.a, x))
+
+
+@pytest.mark.parametrize("function", [Recomputes, Older, Wrapped])
+def test_functions_of_other_runs_are_not_refused(function: Any) -> None:
+    """Fact 13: neither one that ran before a change, nor one that ran after it."""
+    net = Regions(function, nested=False)
+    model, x = il.Model(net), torch.randn(2, 3)
+    before = net(x).sum()
+    with model.trace(x):
+        model.a.output = model.a.output * 2
+        changed = model.output.sum()
+    after = net(x).sum()
+    for loss in (before, after):
+        loss.backward()
+    with pytest.raises(TraceError, match="cannot repeat it"):
+        changed.backward()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -437,7 +437,8 @@ def test_errors_leave_nothing() -> None:
         raise KeyError
     with pytest.raises(ArithmeticError), model.scan(ROWS, fail=True):
         pass
-    with pytest.raises(il.errors.InputError), model.scan():
+    message = r"`model\.scan\(\)` was opened without an input\.\nWrite `with model\.scan\(x\):`"
+    with pytest.raises(il.errors.InputError, match=message), model.scan():
         pass
     with pytest.raises(RuntimeError, match="same reduction dim"), model.scan(torch.ones(2, 4)):
         pass

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,9 @@ class Given:
 
     __slots__ = ("args", "envoy", "fn", "kwargs")
 
+    opens = "trace"
+    """What errors call the method that opened it."""
+
     def __init__(self, envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.envoy = envoy
         self.fn = fn
@@ -87,7 +91,7 @@ class Given:
     def __call__(self) -> Callable[[], Any]:
         """The call to run, or `InputError` where nothing was given."""
         if not self.args and not self.kwargs and self.fn is None:
-            raise no_input(self.envoy._path)
+            raise no_input(f"{self.envoy._path}.{self.opens}")
         return self._placed(*self._prepared(self.args, self.kwargs))
 
     def combined(self, inputs: list[Input]) -> tuple[Callable[[], Any], list[Rows]]:
@@ -99,7 +103,11 @@ class Given:
             )
         prepared = [self._prepared(args, kwargs) for args, kwargs in inputs]
         args, kwargs, rows = self.envoy._combine(prepared, self.fn)
-        return self._placed(args, {**kwargs, **self.kwargs}), rows
+        kwargs = {**kwargs, **self.kwargs}
+        copies = self.envoy._copies(self.fn, kwargs)
+        if copies:
+            rows = [replace(own, copies=copies) for own in rows]
+        return self._placed(args, kwargs), rows
 
     def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
         if self.envoy._tree.loader is not None:
@@ -108,6 +116,18 @@ class Given:
 
     def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
         return placed(self.envoy, self.fn, args, kwargs)
+
+
+class Called(Given):
+    """What a plain call was made with: no block can give it more, and a model may take nothing."""
+
+    __slots__ = ()
+
+    waits = False
+
+    def __call__(self) -> Callable[[], Any]:
+        """The call to run."""
+        return self._placed(*self._prepared(self.args, self.kwargs))
 
 
 def traced(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Given, bool]:
@@ -119,7 +139,7 @@ def plain(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str,
     """Run once, without a block; with the stored edits, if there are any."""
     if not envoy._tree.edits:
         return prepare(envoy, fn, args, kwargs)()
-    trace = Trace(envoy, envoy._tree, *traced(envoy, fn, args, kwargs))
+    trace = Trace(envoy, envoy._tree, Called(envoy, fn, args, kwargs), fn is not None)
     with trace:
         return trace.result
 

@@ -5,14 +5,13 @@ stored edit is its function and the names that it reads, so that it can be writt
 """
 
 import copy
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from interlace.capture import Body, Bound, Scope, Template, capture
+from interlace.capture import Body, Bound, Scope, Template, capture, check_function
 from interlace.errors import NotReachedError
 from interlace.invoke import part
 from interlace.schedule import Schedule
@@ -141,31 +140,20 @@ def target(envoy: "Envoy", inplace: bool) -> "Envoy":
     return found  # type: ignore[no-any-return]
 
 
+_WANTED = (
+    "An edit is a function of one argument, the model, not {}.\n"
+    "Write `model.edit(lambda model: ...)`, or `with model.edit() as edited:`."
+)
+
+
 def edit(envoy: "Envoy", function: Callable[[Any], Any] | None, inplace: bool) -> Any:
     """Store a function as an edit, or open the block of one."""
     if function is None:
         return EditBlock(envoy, inplace)
-    if not _takes_one(function):
-        raise TypeError(
-            f"An edit is a function of one argument, the model, not {getattr(function, '__qualname__', function)!r}.\n"
-            "Write `model.edit(lambda model: ...)`, or `with model.edit() as edited:`."
-        )
+    check_function(function, (envoy,), _WANTED)
     edited = target(envoy, inplace)
     edited._tree.edits.append(Edit(envoy._path, function))
     return edited
-
-
-def _takes_one(function: object) -> bool:
-    """Whether a function can be called with the model alone, as far as that can be known."""
-    if not callable(function):
-        return False
-    try:
-        inspect.signature(function).bind(None)
-    except TypeError:
-        return False
-    except ValueError:  # built in, without a signature
-        return True
-    return True
 
 
 def clear(envoy: "Envoy") -> None:

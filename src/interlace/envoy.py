@@ -416,9 +416,13 @@ class Envoy:
         file = exports.read(exports.Place.of(name, export_dir, variant).found())
         self._tree.edits.extend(file.imported(self.root))
 
-    def session(self) -> "Session":
-        """A scope around several traces that share values: `with model.session():`. Locally it only marks them."""
-        return Session(self)
+    def session(self, tracer_cls: type[Session] = Session) -> Session:
+        """A scope around several traces that share values: `with model.session():`. Locally it only marks them.
+
+        Args:
+            tracer_cls: A subclass of `Session` to open.
+        """
+        return tracer_cls(self)
 
     def _combine(
         self,
@@ -427,6 +431,10 @@ class Envoy:
     ) -> Batch:
         """One call for the prepared inputs of several prompts, and the rows of each."""
         return concatenate(inputs)
+
+    def _copies(self, fn: Any, kwargs: Mapping[str, Any]) -> tuple[int, ...]:  # noqa: ARG002
+        """How often a run of `fn` may repeat each row of its batch."""
+        return ()
 
     def record(
         self,

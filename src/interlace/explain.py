@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
+from interlace.capture import check_function
 from interlace.errors import InterlaceError, NotReachedError, OrderError, WriteError
 from interlace.memory import Memory, Stored
 from interlace.scan import Keep, Scan
@@ -86,6 +87,12 @@ class Request:
         return f"`{self.site}`" + (f" (visit {self.visit})" if self.visit else "")
 
 
+_WANTED = (
+    "`explain` takes a function of the model, or of the model and the trace, not {}.\n"
+    "Write `model.explain(lambda model: ..., x)`, or `with model.explain(x) as plan:`."
+)
+
+
 class Plan(Scan):
     """What a block asks of a model, and what that costs. Made by `model.explain(...)`.
 
@@ -97,6 +104,8 @@ class Plan(Scan):
         peak_bytes: The most that the run held at once, likewise.
         returned: What a function returned, as tensors that have no values.
     """
+
+    _opened_by = "explain"
 
     def __init__(self, model: "Envoy", fn: "Function", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__(model, fn, args, kwargs)
@@ -150,8 +159,10 @@ class Plan(Scan):
             )
             > 1
         )
+        given = (self.model, self) if both else (self.model,)
+        check_function(function, given, _WANTED)
         with self:
-            self.returned = function(self.model, self) if both else function(self.model)
+            self.returned = function(*given)
         return self
 
     def _leave(self) -> None:

@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from interlace import frames
-from interlace.capture import Body, Family, Scope, Template, capture, held, line_in, write
+from interlace.capture import Body, Family, Scope, Template, capture, check_function, held, line_in, write
 from interlace.errors import InputError, TraceError
 from interlace.rows import Rows
 from interlace.switch import carried
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from interlace.trace import Trace
 
 Input = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+_WANTED = (
+    "The block of a prompt is a function without arguments, not {}.\n"
+    "Write `@tracer.invoke(x)` over `def block():`; it reads what it needs from around it."
+)
 
 
 class Promise:
@@ -109,6 +115,7 @@ class Prompts:
 
     def add_function(self, given: Input | None, function: Callable[[], Any], frame: FrameType) -> Promise:
         """Take in a function."""
+        check_function(function, (), _WANTED)
         name = getattr(function, "__name__", "a block")
         promise = Promise(name)
         self._promises.setdefault(id(frame), (frame, []))[1].append(promise)

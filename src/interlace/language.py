@@ -27,7 +27,7 @@ from interlace.envoy import Envoy
 from interlace.errors import ExportError, InputError, InterlaceWarning
 from interlace.loading import HUB, Hub, auto_class, empty, hub_of, reads_tokens
 from interlace.model import Model
-from interlace.prompts import encode, pad_labels, pad_together, position_ids
+from interlace.prompts import decoder_labels, encode, first_position, pad_labels, pad_together, position_ids
 from interlace.rename import Aliases
 from interlace.served import Finished, Served
 from interlace.switch import carried
@@ -243,8 +243,17 @@ class LanguageModel(Model):
         ):
             given = kwargs.get("input_ids")
             given = kwargs["inputs_embeds"] if given is None else given
-            kwargs = {**kwargs, "position_ids": position_ids(mask)[:, -given.shape[1] :]}
+            kwargs = {**kwargs, "position_ids": self._positions(mask)[:, -given.shape[1] :]}
         return (), kwargs
+
+    def _positions(self, mask: torch.Tensor) -> torch.Tensor:
+        """Position ids as this model counts them."""
+        return position_ids(mask, first_position(self._module))
+
+    @property
+    def _decodes(self) -> bool:
+        """Whether an encoder reads the prompt, and a decoder writes the labels."""
+        return bool(getattr(self.config, "is_encoder_decoder", False))
 
     _pads = True
 
@@ -270,7 +279,8 @@ class LanguageModel(Model):
         if any(args for args, _ in inputs):
             return super()._combine(inputs, fn)
         pad = getattr(self.tokenizer, "pad_token_id", None)
-        together, lengths = pad_together([kwargs for _, kwargs in inputs], 0 if pad is None else pad)
+        encodings = [kwargs for _, kwargs in inputs]
+        together, lengths = pad_together(encodings, 0 if pad is None else pad, self._positions, self._decodes)
         args, kwargs, rows = super()._combine([((), kwargs) for kwargs in together], fn)
         longest = max(lengths)
         padded = [
@@ -278,6 +288,13 @@ class LanguageModel(Model):
             for own, length in zip(rows, lengths, strict=True)
         ]
         return (*(self._prepare_input(*args, **kwargs) if fn is None else (args, kwargs)), padded)
+
+    def _copies(self, fn: Function, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+        """Beams, and sequences that are returned, stand next to each other, prompt after prompt."""
+        if getattr(fn, "__name__", fn) != "generate":
+            return ()
+        found = (self._generation(name, kwargs) for name in ("num_beams", "num_return_sequences"))
+        return tuple(times for times in dict.fromkeys(found) if times is not None and times > 1)
 
     def _function_input(self, fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Another function gets token ids for a prompt if it takes them; positions are its own."""
@@ -295,8 +312,11 @@ class LanguageModel(Model):
         if not args or args[0] is None:
             return kwargs
         encoding = encode(args[0], self.tokenizer)
-        if kwargs.get("labels") is not None:
-            kwargs = {**kwargs, "labels": pad_labels(kwargs["labels"], encoding["input_ids"], self.tokenizer)}
+        labels = kwargs.get("labels")
+        if labels is not None and self._decodes:
+            kwargs = {**kwargs, "labels": decoder_labels(labels, self.tokenizer)}
+        elif labels is not None:
+            kwargs = {**kwargs, "labels": pad_labels(labels, encoding["input_ids"], self.tokenizer)}
         more = dict(zip(self._takes()[1:], args[1:], strict=False)) if len(args) > 1 else {}
         return {**encoding, **more, **kwargs}
 

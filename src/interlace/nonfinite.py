@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from interlace.breaks import search_in
-from interlace.errors import RunEnded
+from interlace.errors import InputError, RunEnded
 from interlace.finite import NonFinite, Search
 from interlace.site import Visit
 
@@ -30,6 +30,7 @@ def find_nonfinite(
 
     Raises:
         TypeError: `model` is a plain module.
+        InputError: There is nothing to run on.
 
     Example:
         >>> import torch, interlace as il
@@ -43,6 +44,11 @@ def find_nonfinite(
     """
     if isinstance(model, torch.nn.Module):
         raise TypeError("Wrap the model first: `il.find_nonfinite(il.Model(net), x)`.")
+    if fn is None and not args and not kwargs:
+        raise InputError(
+            "`il.find_nonfinite(model)` was called without an input.\n"
+            "Write `il.find_nonfinite(model, x)` with what the model takes."
+        )
     told: list[NonFinite] = []
     with torch.no_grad(), model.trace(*args, fn=fn, **kwargs) as tracer:
         run = tracer.model_run

@@ -51,8 +51,13 @@ class Piece:
 
     def _take(self, whole: torch.Tensor, copy: bool) -> torch.Tensor:
         rows, shape = self.rows, whole.shape
-        if not shape or shape[0] != rows.total:
+        if not shape:
             return whole
+        if shape[0] != rows.total:
+            copies = rows.among(shape[0])
+            if copies is None:
+                return whole
+            rows = copies
         own = whole[rows.start : rows.start + rows.size]
         if copy:
             own = own.clone()
@@ -138,6 +143,8 @@ def _splice_leaf(whole: Any, changed: list[tuple[Rows, Any]]) -> Any:
         return whole
     if not changed[0][0].has(whole) or not all(isinstance(value, torch.Tensor) for _, value in changed):
         return changed[-1][1]
+    if changed[0][0].total != len(whole):
+        changed = [(rows.among(len(whole)) or rows, value) for rows, value in changed]
     if len(changed) > 1:
         changed.sort(key=_start)
     pieces, at = [], 0
@@ -146,7 +153,7 @@ def _splice_leaf(whole: Any, changed: list[tuple[Rows, Any]]) -> Any:
             pieces.append(whole[at : rows.start])
         pieces.append(value)
         at = rows.start + rows.size
-    if at < rows.total:
+    if at < len(whole):
         pieces.append(whole[at:])
     try:
         return torch.cat(pieces)

@@ -4,10 +4,11 @@ Text, lists of text, token ids (ragged too), tensors, encodings of a tokenizer, 
 padded on the left, so that the last position of every row is the last token of its prompt.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from interlace.errors import InputError
 
@@ -150,9 +151,16 @@ def _rows(rows: list[list[int]], tokenizer: Any) -> dict[str, Any]:
     return {"input_ids": _padded(rows, _pad(tokenizer)), "attention_mask": _padded(mask, 0)}
 
 
-def position_ids(mask: torch.Tensor) -> torch.Tensor:
-    """The position of each token in its own prompt, whatever its padding: `batch pos`."""
-    return torch.clamp(mask.long().cumsum(-1) - 1, min=0)
+def position_ids(mask: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """The position of each token in its own prompt, whatever its padding: `batch pos`, counted from `first`."""
+    return torch.clamp(mask.long().cumsum(-1) - 1, min=0) + first
+
+
+def first_position(module: nn.Module) -> int:
+    """What a model counts positions from: RoBERTa and those like it begin after the number of their padding."""
+    kind = "create_position_ids_from_inputs_embeds"
+    padding: Any = next((part.padding_idx for part in module.modules() if hasattr(type(part), kind)), None)
+    return padding + 1 if isinstance(padding, int) else 0
 
 
 def pad_labels(labels: Any, ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
@@ -168,36 +176,92 @@ def pad_labels(labels: Any, ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
     return found
 
 
-_FILL = {"attention_mask": 0, "labels": -100, "token_type_ids": 0, "inputs_embeds": 0}
+def decoder_labels(labels: Any, tokenizer: Any) -> torch.Tensor:
+    """What a decoder is to write, of a length of its own; filled on the right, which no token before it sees."""
+    if isinstance(labels, torch.Tensor):
+        return labels
+    rows = encode(labels, tokenizer)
+    written = rows["attention_mask"].bool()
+    ids = rows["input_ids"].masked_fill(~written, -100)
+    return torch.stack([torch.cat([row[own], row[~own]]) for row, own in zip(ids, written, strict=True)])
 
 
-def pad_together(inputs: list[dict[str, Any]], pad: int) -> tuple[list[dict[str, Any]], list[int]]:
-    """Encodings of several prompts, padded on the left to one length; positions are left to be made anew.
+_FILL = {"attention_mask": 0, "labels": -100, "token_type_ids": 0, "inputs_embeds": 0, "position_ids": 0}
+
+
+def pad_together(
+    inputs: list[dict[str, Any]], pad: int, positions: Callable[[torch.Tensor], torch.Tensor], decodes: bool
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """Encodings of several prompts, padded on the left to one length.
+
+    Args:
+        inputs: The encodings.
+        pad: The token that fills a row.
+        positions: Makes position ids from a mask, for prompts without any beside one that has some.
+        decodes: Whether the model's labels are what a decoder writes, and not the tokens themselves.
 
     Returns:
         The encodings, and the length that each had.
     """
-    lengths = [max((row.shape[1] for row in given.values() if _is_row(row)), default=0) for given in inputs]
+    lengths = [_length(given) for given in inputs]
     longest = max(lengths)
+    if min(lengths) < longest or any(given.get("attention_mask") is not None for given in inputs):
+        inputs = list(map(_masked, inputs))  # or one would see its padding
+    if any(given.get("position_ids") is not None for given in inputs):
+        inputs = [_placed(given, positions) for given in inputs]
+    fills = {**_FILL, "input_ids": pad}
+    if decodes:
+        del fills["labels"]
     padded = [
         {
-            name: _longer(value, longest, _FILL.get(name, pad))
-            if name in _FILL or name == "input_ids"
-            else value
+            name: _longer(value, longest, fills[name], name == "labels") if name in fills else value
             for name, value in given.items()
-            if name != "position_ids"
+            if name != "position_ids" or getattr(value, "ndim", 0) == 2
         }
         for given in inputs
     ]
     return padded, lengths
 
 
+def _length(given: dict[str, Any]) -> int:
+    """How many positions an encoding has."""
+    tokens = _tokens(given)
+    if tokens is not None:
+        return int(tokens.shape[1])
+    return max((row.shape[1] for row in given.values() if _is_row(row)), default=0)
+
+
+def _masked(given: dict[str, Any]) -> dict[str, Any]:
+    """The same encoding with an attention mask, if only one of ones."""
+    tokens = _tokens(given)
+    if given.get("attention_mask") is not None or tokens is None:
+        return given
+    return {**given, "attention_mask": tokens.new_ones(tokens.shape[:2], dtype=torch.long)}
+
+
+def _placed(given: dict[str, Any], positions: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+    """The same encoding with the positions of every row."""
+    tokens, own = _tokens(given), given.get("position_ids")
+    if tokens is None or getattr(own, "ndim", 2) != 2:
+        return given
+    if own is None:
+        mask = given.get("attention_mask")
+        own = positions(tokens.new_ones(tokens.shape[:2], dtype=torch.long) if mask is None else mask)
+    return {**given, "position_ids": own[:, -tokens.shape[1] :].expand(tokens.shape[0], -1)}
+
+
+def _tokens(given: dict[str, Any]) -> Any:
+    """The tensor whose first axes are `batch pos`, None where there is none."""
+    return next((given[name] for name in ("input_ids", "inputs_embeds") if _is_row(given.get(name))), None)
+
+
 def _is_row(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 1
 
 
-def _longer(value: Any, length: int, fill: int) -> Any:
+def _longer(value: Any, length: int, fill: int, predicted: bool) -> Any:
+    """A row filled on the left; of what is predicted, the first is too: it would be from the filling."""
     if not _is_row(value) or value.shape[1] == length:
         return value
     before = value.new_full((value.shape[0], length - value.shape[1], *value.shape[2:]), fill)
-    return torch.cat([before, value], dim=1)
+    return torch.cat([before, before[:, :1], value[:, 1:]] if predicted else [before, value], dim=1)

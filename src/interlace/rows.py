@@ -4,7 +4,7 @@ Tensors whose first dimension is the size of the batch have them; everything els
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ class Rows:
         total: Of the batch.
         padding: Positions on the left that a longer prompt of the batch brought.
         length: Positions of the batch, padding included.
+        copies: How often a run may repeat each row, the copies next to each other: a beam search, say.
     """
 
     start: int
@@ -29,17 +30,30 @@ class Rows:
     total: int
     padding: int = 0
     length: int = 0
+    copies: tuple[int, ...] = ()
+
+    def among(self, size: int) -> "Rows | None":
+        """These rows among so many: themselves, their copies, or None where there are no rows of prompts."""
+        if size == self.total:
+            return self
+        for times in self.copies:
+            if size == self.total * times:
+                return replace(self, start=self.start * times, size=self.size * times, total=size, copies=())
+        return None
 
     def has(self, value: object) -> bool:
         """Whether a value has a row for every prompt."""
-        return isinstance(value, torch.Tensor) and value.dim() > 0 and value.size(0) == self.total
+        if not isinstance(value, torch.Tensor) or not value.dim():
+            return False
+        return value.size(0) == self.total or self.among(value.size(0)) is not None
 
     def narrow(self, value: Any) -> Any:
         """The rows of every tensor in a nested value."""
         return trees.map_tensors(self._narrow, value)
 
     def _narrow(self, value: torch.Tensor) -> torch.Tensor:
-        return value.narrow(0, self.start, self.size) if self.has(value) else value
+        own = self.among(value.size(0)) if value.dim() else None
+        return value if own is None else value.narrow(0, own.start, own.size)
 
     def unpadded(self, value: torch.Tensor, dims: Iterable[int], steps: int | None) -> torch.Tensor:
         """What of these rows is there without the other prompts; a view.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Faked(Given):
     """What a scan was opened with: the input is prepared for real, and handed on without its values."""
 
-    __slots__ = ("before", "fakes")
+    __slots__ = ("before", "fakes", "opens")
 
     fakes: Fakes
     before: Snapshot
@@ -65,12 +65,14 @@ class Scan(Trace):
         kwargs: Likewise.
     """
 
+    _opened_by = "scan"
     _fakes: Fakes | None = None
     _before: Snapshot | None = None
     _stance: Any = None
 
     def __init__(self, model: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._given = Faked(model, fn, args, kwargs)
+        self._given.opens = self._opened_by
         self._seen: dict[Any, Visit] = {}
         super().__init__(model, model._tree, self._given, fn is not None)
 

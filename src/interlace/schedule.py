@@ -5,6 +5,7 @@ edits first, then the blocks in the order in which they are written.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ class Schedule:
             except RunEnded:
                 self.over = True
                 if self.error is None and self.run.stopped:
-                    self._last_turns()
+                    with suppress(RunEnded):  # of a block whose request was waiting
+                        self._last_turns()
                 if self.error is None:
                     raise
             finally:

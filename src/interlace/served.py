@@ -71,11 +71,13 @@ class Served(Run):
         """Where the model is now, in words."""
         schedule = self.schedule
         live, site = (None, None) if schedule is None else (schedule.live, self._site)
+        if self.stopped:
+            return super().where()
         if live is not None and site is not None and site.key == live.key and self.failed is None:
             return f"the model is at {site.at(live.port, live.number)}"
-        if schedule is not None and schedule.over and not self.stopped and self.failed is None:
+        if schedule is not None and schedule.over and self.failed is None:
             return "the model has finished"
-        if site is None or self.live is not None or self.failed is not None or self.stopped or self.done:
+        if site is None or self.live is not None or self.failed is not None or self.done:
             return super().where()
         return f"the model has reached `{spell(site.path)}`"
 

@@ -275,7 +275,9 @@ class Trace:
         """Run the model to the visit of a site that a request made now means."""
         run, steps = self._run, self._steps
         if run is None or steps is None:
-            run, steps = self._start(), self._steps
+            site = self._begun(site)
+            run, steps = self._run, self._steps
+            assert run is not None
             assert steps is not None
         number = 0 if steps.current is None else steps.number(site, port)
         try:
@@ -294,6 +296,14 @@ class Trace:
             remember(run.reads, visit, port)
         return visit
 
+    def _begun(self, site: Site) -> Site:
+        """A site once the run has begun: its input may have brought real weights, and with them other modules."""
+        if self._run is None:
+            self._start()
+            envoy = self._tree.envoys.get(site.path)
+            return site if envoy is None else envoy._site
+        return site
+
     def before(self, site: Site, what: str = "changed") -> Visit:
         """Like `visit` at the input, for a write: the call must not have begun."""
         visit = self.visit(site, "input")
@@ -310,6 +320,7 @@ class Trace:
         Raises:
             WriteError: A scan, or an earlier visit, told that the site gives something of another structure.
         """
+        site = self._begun(site)
         visit, run = self.before(site, "skipped"), self.run
         scanned = self._tree.shapes.get(site.path)
         run.skip(site, visit, stand_in(value, site, run.kinds.get(site.key), scanned))
@@ -499,9 +510,12 @@ def _nothing(module: nn.Module, args: Any) -> None:
     """A hook that changes nothing but torch's choice of path."""
 
 
-def no_input(path: str) -> InputError:
-    """The error of a trace that was opened with nothing to run on."""
+def no_input(call: str) -> InputError:
+    """The error of a trace that was opened with nothing to run on.
+
+    Args:
+        call: What opened it: `model.trace`.
+    """
     return InputError(
-        f"`{path}.trace()` was opened without an input.\n"
-        f"Write `with {path}.trace(x):` with what the model takes."
+        f"`{call}()` was opened without an input.\nWrite `with {call}(x):` with what the model takes."
     )

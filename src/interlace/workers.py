@@ -203,10 +203,11 @@ class Worker:
         if self.pending:
             self.settle()
             self.pending.clear()
-        if not schedule.over and not run.stopped:
-            self.want = want = (key, number, port)
-            schedule.expect(self, want)
-            self.pause()
+        if schedule.over or run.stopped:
+            raise NotReachedError(run._missed(site, port, number))
+        self.want = want = (key, number, port)
+        schedule.expect(self, want)
+        self.pause()
         live = schedule.live
         if self.want is not None or live is None:
             self.want = None

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import linecache
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
+import torch
 
+import interlace as il
 from interlace.capture import CaptureError, capture
 from tests.capture.later import Later
+from tests.models import chain
 
 REFUSED = {
     "return": "def main():\n    with later():\n        ran.append(1)\n        return 1",
@@ -42,6 +48,71 @@ def test_what_only_works_in_place_is_refused_before_anything_runs(word: str) -> 
         if hasattr(made, "send"):
             made.send(None)
     assert ran == []
+
+
+def generator(*given: Any) -> Iterator[None]:
+    yield
+
+
+async def coroutine(*given: Any) -> None:
+    pass
+
+
+async def asynchronous(*given: Any) -> AsyncIterator[None]:
+    yield
+
+
+class Yields:
+    def __call__(self, *given: Any) -> Iterator[None]:
+        yield
+
+
+BEGUN: dict[str, Any] = {
+    "generator": generator,
+    "coroutine": coroutine,
+    "asynchronous generator": asynchronous,
+    "partial": functools.partial(generator, 1),
+    "object": Yields(),
+    "lambda": lambda *given: (yield),
+}
+
+
+@pytest.mark.parametrize("kind", BEGUN)
+@pytest.mark.parametrize("form", ["invoke", "edit"])
+def test_a_function_that_would_only_be_begun_is_refused(form: str, kind: str) -> None:
+    """S-39, S-80: calling it would run nothing, and nobody would notice."""
+    model, function = il.Model(chain()), BEGUN[kind]
+    with pytest.raises(CaptureError, match=r"would only be begun there\.\nNothing has run") as raised:
+        if form == "edit":
+            model.edit(function, inplace=True)
+        with model.trace() as tracer:
+            tracer.invoke(torch.ones(1, 4))(function)
+    assert ("async def" in str(raised.value)) == (function in (coroutine, asynchronous))
+    assert not model._tree.edits
+
+
+def test_a_prompt_takes_a_function_without_arguments() -> None:
+    """S-80: others are refused where they are written; what it returns is there where no name is bound to it."""
+    model = il.Model(chain())
+    with model.trace() as tracer:
+        for wrong in (lambda x: x, 3, lambda *, key: key, functools.partial(divmod, 1)):
+            with pytest.raises(
+                TypeError, match=r"a function without arguments, not .*\nWrite `@tracer\.invoke"
+            ):
+                tracer.invoke(torch.ones(1, 4))(wrong)
+        rights = (
+            lambda: 1,
+            lambda x=2: x,
+            lambda *all: 3,
+            lambda *, key=4: key,
+            functools.partial(divmod, 9, 2),
+        )
+        seen = [tracer.invoke(torch.ones(1, 4))(right) for right in rights]
+        with pytest.raises(
+            il.errors.TraceError, match=r"`<lambda>` has not returned yet: it runs when its trace"
+        ):
+            seen[0].value
+    assert [promise.value for promise in seen] == [1, 2, 3, 4, (4, 1)]
 
 
 def test_inner_loops_and_functions_may_have_their_own() -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 
 from tests.compat.hooks import changed
@@ -23,6 +24,41 @@ def test_a_copy_edited_by_the_names_of_the_original(net: Transformer, model: Any
         edited_out = model_edited.output.logits.save()
     assert torch.equal(out, net(ids()).logits)
     assert torch.equal(edited_out, silent(net))
+
+
+def test_an_edited_copy_traced_and_read_by_the_names_of_the_original(net: Transformer, model: Any) -> None:
+    """In a block, in one prompt of several, and in a trace of the original around it or beside it."""
+    with model.edit() as model_edited:
+        model.h[0].mlp.output[:] = 0
+    with model_edited.edit() as twice:
+        model_edited.h[1].mlp.output[:] = 0
+    want = silent(net)
+    with model_edited.trace(ids()):
+        mlp = model.h[0].mlp.output.clone().save()
+        own = model_edited.h[1].output[0].save()
+        out = model.output.logits.save()
+    assert torch.equal(out, want)
+    assert mlp.abs().sum() == 0
+    assert own.shape == (2, 5, 8)
+    with model_edited.trace() as tracer:
+        with tracer.invoke(ids(1)):
+            one = model.output.logits.save()
+        with tracer.invoke(ids(1)):
+            model.lm_head.output[:] = 0
+            other = model_edited.output.logits.save()
+    assert torch.equal(one, want[:1])
+    assert other.abs().sum() == 0
+    with twice.trace(ids()):
+        deep = (model.h[0].mlp.output.abs().sum() + model.h[1].mlp.output.abs().sum()).save()
+    assert deep == 0
+    with model.trace(ids()):
+        with model_edited.trace(ids()):
+            inner = model.output.logits.save()
+        around = model.output.logits.save()
+    assert torch.equal(inner, want)
+    assert torch.equal(around, net(ids()).logits)
+    with pytest.raises(ValueError, match="only inside a trace"):
+        model.h[0].output
 
 
 def test_a_copy_edited_by_its_own_names(net: Transformer, model: Any) -> None:

@@ -155,7 +155,7 @@ PATHS = {
     "modeling.language": ["LanguageModel", "TransformersModel"],
     "modeling.transformers": ["TransformersModel"],
     "modeling.huggingface": ["HuggingFaceModel"],
-    "util": ["WrapperModule"],
+    "util": ["WrapperModule", "apply", "fetch_attr"],
     "schema.config": ["ConfigModel", "CONFIG"],
 }
 

@@ -25,19 +25,10 @@ import interlace as il
 from interlace.errors import ExportError, NoExportError, TravelError
 from interlace.exports import listing, read
 from interlace.exports.writing import digest
+from tests.models import chain
 
 X = torch.ones(2, 4)
 DIRECTION = torch.arange(4.0)
-
-
-@pytest.fixture
-def net() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-
-
-@pytest.fixture
-def model(net: nn.Sequential) -> il.Model:
-    return il.Model(net)
 
 
 def steer(model: Any, by: float = 2.0) -> None:
@@ -50,7 +41,7 @@ def shifted(value: torch.Tensor) -> torch.Tensor:
 
 def exported(folder: Path) -> Path:
     """A file of two edits, in both forms."""
-    model = il.Model(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    model = il.Model(chain())
     model.edit(steer, inplace=True)
     held = {"by": (1, [DIRECTION[1:], "x"])}
     with model.edit(inplace=True):
@@ -277,7 +268,7 @@ def test_a_process_that_is_killed_at_any_step_leaves_one_whole_file(model: il.Mo
 def test_exports_at_the_same_time(tmp_path: Path) -> None:
     """S-41: whoever reads sees one of them, whole."""
     failed: list[BaseException] = []
-    model = il.Model(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    model = il.Model(chain())
     one, two = model.edit(steer), model.edit(lambda m: m[2].output.zero_())
     one.export_edits("e", tmp_path)
 
@@ -359,6 +350,22 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another JSON": (lambda f: (f / "manifest.json").write_text("[1]"), "not the manifest of a file of edits"),
     "deep JSON": (lambda f: (f / "manifest.json").write_text("[" * 100_000), "is damaged"),
     "a long number": (lambda f: (f / "manifest.json").write_text('{"a": ' + "9" * 9999 + "}"), "is damaged"),
+    "a name twice": (
+        lambda f: relabeled(f, '"class":', '"class": "innocent", "class":'),
+        "'class' stands twice in an object",
+    ),
+    "not a number": (
+        lambda f: changed(f, put("functions", 0, "defaults", value=[float("nan")])),
+        "NaN is no number of JSON",
+    ),
+    "a folder for a file": (
+        lambda f: as_folder(f / "manifest.json"),
+        r"manifest\.json is no plain file",
+    ),
+    "a text that moves the cursor": (
+        lambda f: changed(f, put("model", "class", value="Net\x1b[2K\nAll is well")),
+        "a name is no text that can be printed",
+    ),
     "a huge manifest": (lambda f: os.truncate(f / "manifest.json", 1 << 40), "too large to be text"),
     "a huge source": (lambda f: os.truncate(f / "edits.py", 1 << 40), "too large to be text"),
     "a huge tensor": (lambda f: changed(f, put("tensors", "DIRECTION", "shape", value=[1 << 40])), "not what the mani"),
@@ -367,6 +374,10 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         "not what the manifest says",
     ),
     "a negative stride": (lambda f: changed(f, put("tensors", "held", "stride", value=[-1])), "an impossible shape"),
+    "a version that moves the cursor": (
+        lambda f: changed(f, lambda held: {**held, "version": 0, "interlace": "\x1b[2K1"}),
+        r"is of version 0, written by interlace \[2K1; this",
+    ),
     "an older version": (lambda f: changed(f, put("version", value=0)), "is of version 0, written by interlace"),
     "a later version": (lambda f: changed(f, put("version", value=2)), "is of version 2, written by interlace"),
     "another file": (lambda f: changed(f, put("files", "../../x", value={"bytes": 1, "sha256": ""})), "other files"),
@@ -404,12 +415,23 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
 }  # fmt: skip
 
 
+def relabeled(folder: Path, old: str, new: str) -> None:
+    """Change the text of the manifest, and no hash."""
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
 def rewritten(folder: Path, change: Callable[[str], str]) -> None:
     """Change the source, with hashes that agree."""
     held = change((folder / "edits.py").read_text()).encode()
     (folder / "edits.py").write_bytes(held)
     about = {"bytes": len(held), "sha256": hashlib.sha256(held).hexdigest()}
     changed(folder, put("files", "edits.py", value=about))
+
+
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 def truncate(path: Path) -> None:
@@ -441,6 +463,7 @@ def test_a_file_that_is_not_right_loads_nothing(
     with pytest.raises(ExportError, match=message) as raised:
         model.import_edits("e", tmp_path)
     assert len(str(raised.value).splitlines()) <= 5
+    assert all(line.isprintable() for line in str(raised.value).splitlines())
     assert model._tree.edits == before
 
 
@@ -464,7 +487,7 @@ def test_any_change_of_the_manifest_is_refused_or_harmless(good: Path, data: st.
     shutil.copytree(good, folder)
     manifest["sha256"] = digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    model = il.Model(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    model = il.Model(chain())
     try:
         model.import_edits("changed", good.parent.parent)
     except ExportError:
@@ -538,6 +561,12 @@ class Probe(nn.Module):
         return x
 
 
+class Reflex:
+    def __call__(self, model: Any) -> None:
+        model[0].output.zero_()
+
+
+REFLEX = Reflex()
 PROBE, LOCK, TANGLED = Probe(), threading.Lock(), {"layers": [1, {"lock": threading.Lock()}]}
 ELSEWHERE = il.Model(nn.Linear(2, 2))
 exec("def made(model): model[0].output.zero_()")
@@ -561,6 +590,10 @@ CANNOT: dict[str, tuple[Callable[[], Any], str]] = {
     "sparse": (lambda: reads(torch.eye(4).to_sparse()), "only dense tensors with values do"),
     "meta": (lambda: reads(torch.empty(4, device="meta")), "only dense tensors with values do"),
     "callable": (lambda: Probe().forward, r"`forward\.__self__` cannot travel: it is a .*Probe that is no part"),
+    "object that is called": (
+        lambda: lambda m: REFLEX(m),
+        r"it is a .*Reflex, which has no name in a package\.\nWrite what it does as a function",
+    ),
     "deep": (lambda: lambda m: NESTED, "`NESTED` cannot travel: it holds more than 100 containers in each other"),
     "objects": (lambda: lambda m: OBJECTS, "`OBJECTS`, .* cannot travel: it is a numpy.ndarray"),
 }  # fmt: skip
@@ -610,7 +643,7 @@ def test_a_function_whose_file_has_changed(
 
 def test_a_listing_hides_nothing(tmp_path: Path) -> None:
     """S-42: what would hide text in a terminal is spelled out."""
-    model = il.Model(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    model = il.Model(chain())
     sly = "\x1b[2K\u202e"
     model.edit(lambda m: m[0].output.mul_(len(sly)), inplace=True)
     folder = model.export_edits("e", tmp_path)

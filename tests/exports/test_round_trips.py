@@ -24,20 +24,10 @@ from torch.nn import functional as F  # noqa: N812
 
 import interlace as il
 from tests import models
-from tests.prompts.programs import MODELS, WIDTH, _files, indent, statements, wrapped
+from tests.prompts.programs import MODELS, WIDTH, indent, run, statements, wrapped
 
 X = torch.ones(2, 4)
 SCALE = 3
-
-
-@pytest.fixture
-def net() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-
-
-@pytest.fixture
-def model(net: nn.Sequential) -> il.Model:
-    return il.Model(net)
 
 
 def travelled(edited: Any, folder: Path, root: Any = None) -> Any:
@@ -49,16 +39,6 @@ def travelled(edited: Any, folder: Path, root: Any = None) -> Any:
 
 
 # -- the law -----------------------------------------------------------------------------------------------------
-
-
-def run(text: str, names: dict[str, object]) -> dict[str, object]:
-    """Run a program whose source stays at hand, as that of a file does."""
-    import linecache
-
-    filename = f"/nowhere/export_{next(_files)}.py"
-    linecache.cache[filename] = (1, None, text.splitlines(keepends=True), filename)
-    exec(compile(text, filename, "exec"), names)
-    return names
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -80,7 +60,7 @@ def test_an_imported_edit_equals_the_original(
     torch.manual_seed(5)
     other = il.Model(MODELS[model]())
     known: dict[str, object] = {"model": wrapped(model), "other": other, "torch": torch}
-    made: dict[str, Any] = run(text, known)
+    made: dict[str, Any] = run(text, known, stays=True)
     x = torch.randn(2, WIDTH)
     with torch.no_grad():
         for form in ("edited", "again"):
@@ -440,7 +420,7 @@ def test_what_belongs_to_the_model_is_named(model: il.Model, net: nn.Sequential,
     edited = model.edit(change)
     edited.export_edits("e", tmp_path)
     torch.manual_seed(9)
-    net2: Any = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    net2: Any = models.chain()
     other = il.Model(net2)
     other.import_edits("e", tmp_path)
     expected = net2[2](net2[0](X) * 2 + net2[2].weight[0] + net2[2].bias)
@@ -456,7 +436,7 @@ def test_nothing_keeps_a_model_alive(model: il.Model, tmp_path: Path) -> None:
     """Law 10."""
     change = lambda m: model[1].output.add_(1)  # noqa: E731
     model.edit(change).export_edits("e", tmp_path)
-    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    net = models.chain()
     other = il.Model(net)
     other.import_edits("e", tmp_path)
     other(X)

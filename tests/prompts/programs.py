@@ -94,8 +94,8 @@ NESTED = {"residual": ("[0]", "({}, 3)"), "named": ("['hidden']", "{{'hidden': {
 """Where the tensor is in what a block returns, and how to write the whole."""
 
 
-def statements(model: str) -> st.SearchStrategy[list[str]]:
-    """Statements on the sites of a model, in the order in which it passes them."""
+def statements(model: str, *, shuffled: bool = False) -> st.SearchStrategy[list[str]]:
+    """Statements on the sites of a model, in the order in which it passes them, or in any."""
     sites = ["first", "block", "last"]
     part, nest = NESTED.get(model, ("", "{}"))
 
@@ -118,17 +118,20 @@ def statements(model: str) -> st.SearchStrategy[list[str]]:
         ]
         return st.sampled_from(choices)
 
-    return st.tuples(*map(at, sites)).map(lambda parts: [line for part in parts for line in part])
+    parts = st.tuples(*map(at, sites))
+    orders = parts.flatmap(st.permutations) if shuffled else parts
+    return orders.map(lambda parts: [line for part in parts for line in part])
 
 
-def run(text: str, names: dict[str, object]) -> dict[str, object]:
-    """Run a program that has source."""
+def run(text: str, names: dict[str, object], *, stays: bool = False) -> dict[str, object]:
+    """Run a program that has source; `stays` keeps it at hand afterwards, as that of a file is."""
     filename = f"/nowhere/program_{next(_files)}.py"
     linecache.cache[filename] = (1, None, text.splitlines(keepends=True), filename)
     try:
         exec(compile(text, filename, "exec"), names)
     finally:
-        del linecache.cache[filename]
+        if not stays:
+            del linecache.cache[filename]
     return names
 
 

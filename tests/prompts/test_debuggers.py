@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bdb
+import io
 import json
 import os
+import pdb
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,9 @@ from types import FrameType
 
 import pytest
 import torch
-from torch import nn
 
 import interlace as il
+from tests.models import chain
 
 X = torch.ones(2, 4)
 SCRIPT = """\
@@ -110,7 +112,7 @@ def lines_of(stepper: Stepper, start: int) -> list[int]:
 
 def test_a_debugger_steps_through_captured_blocks_and_on() -> None:
     """S-76, law 4: the lines of the blocks, when they run, and those after them."""
-    model = il.Model(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    model = il.Model(chain())
     before = sys.gettrace()
     stepper = Stepper()
     inside: list[object] = []
@@ -134,9 +136,30 @@ def test_a_debugger_steps_through_captured_blocks_and_on() -> None:
     assert late.shape == early.shape
 
 
+def test_a_debugger_shows_the_names_of_a_block() -> None:
+    """S-76: those of the frame by themselves, those of a block under a `with` as attributes, as its page says."""
+    model = il.Model(chain())
+    out = io.StringIO()
+    asked = "p X.shape\np _il_.hidden.shape\np _il_.twice\nc\n"
+    before = sys.gettrace()
+
+    def stop() -> None:
+        pdb.Pdb(stdin=io.StringIO(asked), stdout=out, nosigint=True, readrc=False).set_trace(sys._getframe(1))
+
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            hidden = model[0].output
+            twice = hidden.shape[0] * 2
+            stop()
+            model[2].output
+
+    assert out.getvalue().split("(Pdb) ")[1:4] == ["torch.Size([2, 4])\n", "torch.Size([2, 4])\n", "4\n"]
+    sys.settrace(before)
+
+
 def test_a_debugger_steps_through_functions() -> None:
     """S-76, S-80."""
-    model = il.Model(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    model = il.Model(chain())
     before = sys.gettrace()
     stepper = Stepper()
     start = sys._getframe().f_lineno
@@ -155,7 +178,7 @@ def test_a_debugger_steps_through_functions() -> None:
 
 def test_an_edit_is_stepped_through_at_each_run() -> None:
     """S-76, S-87."""
-    model = il.Model(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    model = il.Model(chain())
     before = sys.gettrace()
     with model.edit() as edited:
         hidden = model[0].output

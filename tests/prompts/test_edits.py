@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import interlace as il
+from tests.models import Constant
 
 X = torch.ones(2, 4)
 
@@ -142,6 +143,14 @@ def test_plain_calls_of_every_form() -> None:
     assert (model("a b").logits.argmax(-1) != 5).any()
     block.clear_edits()
     assert torch.equal(block("a b").logits, model("a b").logits)
+
+
+def test_a_model_that_takes_nothing_is_called_with_its_edits() -> None:
+    """S-100."""
+    net = Constant(3)
+    edited = il.Model(net).edit(lambda model: model.output.add_(1))
+    assert torch.equal(edited(), net.value * 2 + 1)
+    assert torch.equal(edited.interleave(), net.value * 2 + 1)
 
 
 def test_an_edit_acts_in_every_forward_of_a_generation() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+import traceback
+from typing import Any
 
 import pytest
 import torch
@@ -101,6 +103,56 @@ def test_an_edit_equals_its_block_in_every_trace(model: str, data: st.DataObject
         torch.testing.assert_close(made["clean"], wrapped(model)(x))
 
 
+ORDERS = {
+    "native": "with model.trace(x):\n{body}\n    result = model.output",
+    "with": (
+        "with model.trace() as tracer:\n    with tracer.invoke(y):\n        other = model.output\n"
+        "    with tracer.invoke(x):\n{deep}\n        result = model.output"
+    ),
+    "function": (
+        "with model.trace() as tracer:\n    tracer.invoke(y)(lambda: model.output)\n    @tracer.invoke(x)\n"
+        "    def result():\n        global first_out, block_out, last_out, total\n{deep}\n        return model.output"
+    ),
+    "edit": "with model.edit() as edited:\n{body}\nresult = edited(x)",
+    "edit function": "def change(model):\n{body}\nresult = model.edit(change)(x)",
+}
+
+
+def outcome(
+    model: str, form: str, body: list[str], x: torch.Tensor
+) -> dict[str, object] | tuple[object, str]:
+    """What a program has made, or the kind of its error and the line that it came from."""
+    block = indent(body)
+    text = ORDERS[form].format(body=block, deep=textwrap.indent(block, "    "))
+    known = {"model": wrapped(model), "torch": torch, "x": x, "y": x[:1] + 1, "total": 0}
+    try:
+        made = run(text, known)
+    except TraceError as error:
+        lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_globals is known]
+        return type(error), text.splitlines()[lines[-1] - 1].strip()
+    return {name: made.get(name) for name in NAMES[:5]}
+
+
+@pytest.mark.parametrize("form", [form for form in ORDERS if form != "native"])
+@pytest.mark.parametrize("model", MODELS)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_any_order_gives_what_it_gives_in_place(model: str, form: str, data: st.DataObject) -> None:
+    """Laws 3, 4 and 11: its values, or its error at its line, in both forms of a prompt and of an edit."""
+    body = data.draw(statements(model, shuffled=True))
+    names: tuple[str, ...] = NAMES[:5]
+    if "edit" in form:
+        body, names = [line for line in body if "total" not in line], ("result",)
+    with torch.no_grad():
+        expected = outcome(model, "native", body, inputs([2])[0])
+        found = outcome(model, form, body, inputs([2])[0])
+    if isinstance(expected, tuple) or isinstance(found, tuple):
+        assert found == expected
+        return
+    for name in names:
+        torch.testing.assert_close(found[name], expected[name])
+
+
 SHARED = ("total", "count", "best", "seen", "last", "n")
 
 
@@ -164,6 +216,37 @@ def test_nested_traces_do_not_mix(model: str, form: str, data: st.DataObject) ->
             for name in NAMES[:5]:
                 torch.testing.assert_close(made.get(f"{name}_{n}"), expected.get(name))
         torch.testing.assert_close(made["beside"], wrapped(model)(x2))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_traces_parked_beside_each_other_do_not_mix(model: str, data: st.DataObject) -> None:
+    """Law 9: generators, each in its own trace of one model, go on in any order, with plain calls between."""
+    bodies = data.draw(st.lists(statements(model), min_size=2, max_size=3))
+    xs = inputs([1 + n % 2 for n in range(len(bodies))])
+    text, shared = "", wrapped(model)
+    for n, body in enumerate(bodies):
+        steps = [step for line in [*body, "result = model.output"] for step in (line, "yield")]
+        text += (
+            f"def program_{n}():\n    total = 0\n    with model.trace(x{n}):\n"
+            f"{textwrap.indent(indent(steps), '    ')}\n    made.append(({n}, locals()))\n"
+        )
+    made: list[tuple[int, dict[str, object]]] = []
+    known = {"model": shared, "torch": torch, "made": made, **{f"x{n}": x for n, x in enumerate(xs)}}
+    waiting: list[Any] = [run(text, known)[f"program_{n}"]() for n in range(len(bodies))]  # type: ignore[operator]
+    with torch.no_grad():
+        while waiting:
+            chosen = data.draw(st.sampled_from(waiting))
+            if next(chosen, known) is known:
+                waiting.remove(chosen)
+            if data.draw(st.booleans()):
+                torch.testing.assert_close(shared(xs[0]), wrapped(model)(xs[0]))
+        assert sorted(n for n, _ in made) == list(range(len(bodies)))
+        for n, own in made:
+            expected = alone(model, bodies[n], xs[n], grad=False)
+            for name in NAMES[:5]:
+                torch.testing.assert_close(own.get(name), expected.get(name))
 
 
 def together_text(bodies: list[list[str]], form: str, first: int) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 
 import interlace as il
 from interlace.errors import TraceError
+from interlace.session import Session
 
 X, Y = torch.ones(2, 4), torch.full((3, 4), -1.0)
 
@@ -156,6 +157,18 @@ def test_sessions_and_traces_nest_to_any_depth(model: il.Model, net: nn.Sequenti
     torch.testing.assert_close(mid, net[:3](X) + net[0](Y).sum())
     torch.testing.assert_close(rest, net(Y))
     torch.testing.assert_close(own, net(X))
+
+
+def test_a_subclass_of_the_session_takes_its_place(model: il.Model) -> None:
+    """S-44: and knows the envoy that it was opened on."""
+
+    class Own(Session):
+        def named(self) -> str:
+            return f"a session of {self.model.path}"
+
+    with model[0].session(tracer_cls=Own) as session:
+        assert isinstance(session, Own)
+        assert session.named() == "a session of model.0"
 
 
 def test_a_session_shares_values_between_blocks_of_its_traces(model: il.Model, net: nn.Sequential) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import textwrap
 import weakref
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 
 import interlace as il
-from interlace.errors import CaptureError, InputError, OrderError, TraceError
-from tests.models import Odd
+from interlace.errors import CaptureError, InputError, NotReachedError, OrderError, TraceError
+from tests.models import Looped, Odd
+from tests.prompts.programs import run
 
 X, Y = torch.ones(2, 4), torch.full((3, 4), -1.0)
 
@@ -119,6 +121,17 @@ def test_accumulators_lose_no_update(model: il.Model, net: nn.Sequential) -> Non
                 count += 1
     torch.testing.assert_close(total, net(X).sum() + 2 * net[0](Y).sum())
     assert count == 3
+
+
+def test_a_function_that_a_block_leaves_has_the_names_as_the_block_left_them(model: il.Model) -> None:
+    """S-74: as the page of prompts says; in a module it goes on with those of the module."""
+    text = (
+        "n = 1\nwith model.trace() as tracer:\n    with tracer.invoke(x):\n        look = lambda: n\n        n += 1\n"
+        "    with tracer.invoke(x):\n        n += 1\nn += 1\nfound = look()\n"
+    )
+    inside = f"def main():\n{textwrap.indent(text, '    ')}    return found\nfound = main()\n"
+    assert run(text, {"model": model, "x": X})["found"] == 4
+    assert run(inside, {"model": model, "x": X})["found"] == 2
 
 
 def test_what_an_earlier_block_changed_in_place_is_not_looked_for_in_a_later_one(model: il.Model) -> None:
@@ -331,6 +344,78 @@ def test_skipping_some_rows_runs_the_others(model: il.Model, net: nn.Sequential)
     torch.testing.assert_close(second, net(Y))
 
 
+@pytest.mark.parametrize("form", ["with", "function"])
+@pytest.mark.parametrize("at", [0, 2])
+def test_what_another_prompt_stopped_is_not_reached(model: il.Model, at: int, form: str) -> None:
+    """S-83, law 11: whether it is asked for later in the same turn, or was waited for; the statements after run."""
+    ran: list[object] = []
+    message = r"`model\[3\]\.output` was not reached: the run was stopped\.\nAsk for it before"
+
+    def stops() -> None:
+        ran.append(model[at].output)
+        tracer.stop()
+        ran.append("stopped")
+
+    def asks() -> None:
+        ran.append(model[0].output)
+        model[3].output
+        ran.append("never")
+
+    with pytest.raises(NotReachedError, match=message), model.trace() as tracer:
+        if form == "function":
+            tracer.invoke(X)(stops)
+            tracer.invoke(Y)(asks)
+        else:
+            with tracer.invoke(X):
+                ran.append(model[at].output)
+                tracer.stop()
+                ran.append("stopped")
+            with tracer.invoke(Y):
+                ran.append(model[0].output)
+                model[3].output
+                ran.append("never")
+    assert "stopped" in ran
+    assert "never" not in ran
+    assert sum(isinstance(value, torch.Tensor) for value in ran) == 2
+
+
+def test_a_prompt_that_catches_a_stop_goes_on_and_one_that_needs_no_more_ends_well(model: il.Model) -> None:
+    """S-83."""
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            model[0].output
+            tracer.stop()
+        with tracer.invoke(X):
+            seen = model[0].output
+            again = model[0].output
+            try:
+                seen = model[3].output
+            except NotReachedError:
+                after = seen.shape
+        with tracer.invoke(X):
+            last = model[0].output
+    assert again is seen
+    assert after == last.shape
+
+
+def test_a_step_loop_beside_a_prompt_that_stops_ends_with_it() -> None:
+    """S-83, law 6."""
+    model = il.Model(Looped(5, 4))
+    steps = []
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            for step in tracer.iter[:]:
+                model.block.output
+                if step == 2:
+                    tracer.stop()
+        with tracer.invoke(Y):
+            for step in tracer.iter[:]:
+                model.block.output
+                steps.append(step)
+            steps.append(-1)
+    assert steps == [0, 1, 2, -1]
+
+
 def test_inputs_that_do_not_fit_name_the_invokes_and_the_field(model: il.Model) -> None:
     """S-71."""
     with pytest.raises(
@@ -402,6 +487,21 @@ def test_the_older_step_loop_runs_its_block_once_a_step() -> None:
     assert last is not None
 
 
+@pytest.mark.parametrize("steps", ["tracer.iter[:1]", "tracer.all()"])
+def test_the_older_step_loop_without_source_names_the_newer(steps: str, model: il.Model) -> None:
+    """S-82."""
+    text = f"with model.trace(X) as tracer:\n    with {steps}:\n        ran.append(1)"
+    ran: list[int] = []
+    with (
+        pytest.warns(DeprecationWarning, match="for step in tracer.iter"),
+        pytest.raises(
+            CaptureError, match=r"its source cannot be had.*\nWrite `for step in tracer\.iter\[\.\.\.\]:`"
+        ),
+    ):
+        exec(text, {"model": model, "X": X, "ran": ran})
+    assert ran == []
+
+
 def test_a_session_shares_values_between_traces(model: il.Model, net: nn.Sequential) -> None:
     """S-44."""
     with model.session() as session:
@@ -461,3 +561,72 @@ def test_a_block_reads_the_input_of_a_call_and_replaces_its_output(
     assert torch.equal(kept, tracer.result[:2])
     assert not tracer.result[2:].any()
     torch.testing.assert_close(kept, net(X))
+
+
+# -- the same as functions -------------------------------------------------------------------------------------------
+
+
+def test_functions_have_their_rows_and_see_what_those_before_them_wrote(
+    model: il.Model, net: nn.Sequential
+) -> None:
+    """S-72, S-80, S-89, S-31: in place, by replacement and by skip; an empty prompt sees the whole batch."""
+    with model.trace() as tracer:
+
+        @tracer.invoke(X)  # type: ignore[untyped-decorator]
+        def first() -> object:
+            model[0].output[:] = 5
+            model[2].skip(torch.zeros(2, 4))
+            return model.output
+
+        @tracer.invoke(Y)  # type: ignore[untyped-decorator]
+        def second() -> object:
+            model[0].input = model[0].input * 2
+            return model.output
+
+        @tracer.invoke()  # type: ignore[untyped-decorator]
+        def everything() -> object:
+            return model[0].output.clone(), model.output
+
+    torch.testing.assert_close(first, net[3](torch.zeros(2, 4)))
+    torch.testing.assert_close(second, net(Y * 2))
+    torch.testing.assert_close(everything[0], torch.cat([torch.full((2, 4), 5.0), net[0](Y * 2)]))
+    assert everything[1].shape == (5, 4)
+
+
+def test_a_barrier_holds_functions_until_all_are_there(model: il.Model, net: nn.Sequential) -> None:
+    """S-85: functions share by their closures, and wait by a barrier; one that never opens is reported."""
+    order: list[str] = []
+    held: list[torch.Tensor] = []
+    with model.trace() as tracer:
+        barrier = tracer.barrier(2)
+
+        @tracer.invoke(X)  # type: ignore[untyped-decorator]
+        def patched() -> object:
+            barrier()
+            order.append("first")
+            model[2].output = held[0]
+            return model.output
+
+        @tracer.invoke(X * 2)  # type: ignore[untyped-decorator]
+        def source() -> None:
+            held.append(model[0].output)
+            order.append("second")
+            barrier()
+
+    assert order == ["second", "first"]
+    torch.testing.assert_close(patched, net[3](net[0](X * 2)))
+    with pytest.raises(
+        TraceError, match=r"waits for a barrier for 2 blocks, where 1 arrived, which never came"
+    ):
+        with model.trace() as tracer:
+            tracer.invoke(X)(tracer.barrier(2))
+
+
+def test_functions_whose_inputs_do_not_fit_are_refused(model: il.Model) -> None:
+    """S-71: nothing has run."""
+    ran: list[int] = []
+    with pytest.raises(InputError, match=r"invoke 0 and invoke 1 cannot be combined: argument 0 is Tensor"):
+        with model.trace() as tracer:
+            for x in (X, torch.ones(1, 3)):
+                tracer.invoke(x)(lambda: ran.append(1))
+    assert ran == []

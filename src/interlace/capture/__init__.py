@@ -7,6 +7,7 @@ machine. Each of them takes a plain function as well; this part serves their `wi
 from interlace.capture.around import held, line_in, write
 from interlace.capture.bindings import Bindings
 from interlace.capture.body import Body, Bound, Template, again, capture
+from interlace.capture.check import check_function
 from interlace.capture.find import block_of
 from interlace.capture.scope import Family, Scope
 from interlace.capture.skip import Skipped
@@ -24,6 +25,7 @@ __all__ = [
     "again",
     "block_of",
     "capture",
+    "check_function",
     "held",
     "line_in",
     "write",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Iterable
+from types import FunctionType
+from typing import Any
 
 from interlace.errors import CaptureError
 
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+_SUSPENDS = 0x20 | 0x80 | 0x200  # code flags: a generator, a coroutine, an asynchronous generator
 _LOOPS = (ast.For, ast.While)
 _WHY = {
     ast.Return: "`return` would leave a function that has gone on",
@@ -29,6 +33,55 @@ def check(body: Iterable[ast.stmt], filename: str) -> None:
     """
     for statement in body:
         _look(statement, filename, in_loop=False)
+
+
+def check_function(function: object, takes: tuple[object, ...], wanted: str) -> None:
+    """Look at a function that is to run later in place of a block.
+
+    Args:
+        function: What was given.
+        takes: What it will be called with.
+        wanted: What an error says that it must be, and what to write.
+
+    Raises:
+        TypeError: It cannot be called with that.
+        CaptureError: Calling it would only begin it.
+    """
+    if isinstance(function, FunctionType) and _is_plain(function, len(takes)):
+        return
+    name = getattr(function, "__qualname__", function)
+    if not callable(function) or not _binds(function, takes):
+        raise TypeError(wanted.format(repr(name)))
+    for part in (function, getattr(function, "__call__", None)):  # noqa: B004  (of an object, its method)
+        if inspect.iscoroutinefunction(part) or inspect.isasyncgenfunction(part):
+            raise CaptureError(_begun(name, "an `async def`"))
+        if inspect.isgeneratorfunction(part):
+            raise CaptureError(_begun(name, "a function with `yield`"))
+
+
+def _is_plain(function: FunctionType, count: int) -> bool:
+    """Whether a function surely runs with so many arguments; quick, since there may be one for each of many prompts."""
+    code = function.__code__
+    given = code.co_argcount - len(function.__defaults__ or ())
+    return not code.co_flags & _SUSPENDS and not code.co_kwonlyargcount and given <= count <= code.co_argcount
+
+
+def _binds(function: Any, takes: tuple[object, ...]) -> bool:
+    """Whether a function can be called so, as far as that can be known."""
+    try:
+        inspect.signature(function).bind(*takes)
+    except TypeError:
+        return False
+    except ValueError:  # built in, without a signature
+        return True
+    return True
+
+
+def _begun(name: object, kind: str) -> str:
+    return (
+        f"`{name}` is to run later, in place of a block, and {kind} would only be begun there.\n"
+        "Nothing has run. Write a plain function, which may call others."
+    )
 
 
 def _look(node: ast.AST, filename: str, *, in_loop: bool) -> None:

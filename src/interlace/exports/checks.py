@@ -20,9 +20,14 @@ if TYPE_CHECKING:
 Resolve = Callable[[str, Any], Any]
 
 
+def printable(text: object) -> str:
+    """The text of a file that nobody has checked yet, for a message: short, and nothing that moves a cursor."""
+    return "".join(filter(str.isprintable, str(text)[:200]))
+
+
 def damaged(folder: Path, error: BaseException) -> ExportError:
     """The error of a file that is not what an export wrote."""
-    said = str(error).partition("\n")[0][:200]
+    said = printable(str(error).partition("\n")[0])
     why = f"there is no {said}" if isinstance(error, KeyError) else said or type(error).__name__
     return ExportError(
         f"{folder} is damaged, or was changed by hand: {why}.\nNothing was loaded. Export it again."
@@ -49,12 +54,13 @@ def check_shape(manifest: dict[str, Any]) -> None:
     if not all(map(references.is_path, manifest["modules"])):
         raise ValueError("a module is no path")
     texts = [
+        manifest["interlace"],
         *manifest["packages"],
         manifest["model"]["class"],
         *(held["module"] for held in manifest["namespaces"]),
     ]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("a name is no text")
+    if not all(isinstance(text, str) and text.isprintable() for text in texts):  # messages show them
+        raise ValueError("a name is no text that can be printed")
     torch.device(manifest["model"]["device"])
 
 

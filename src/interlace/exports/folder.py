@@ -253,10 +253,11 @@ def content(folder: Path, name: str, size: int | None = None) -> bytes:
         raise ExportError(f"{folder} is damaged or no export: it has no {name}.") from None
     except OSError as error:
         raise ExportError(f"{path} cannot be read: it is a link, or {error.strerror}.") from error
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(descriptor)
+        raise ExportError(f"{path} is no plain file. Nothing was read.")
     with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise ExportError(f"{path} is no plain file. Nothing was read.")
         if about.st_size > LIMITS.get(name, about.st_size):
             raise ExportError(f"{path} is too large to be text of an export: {about.st_size} bytes.")
         if size is not None and about.st_size != size:

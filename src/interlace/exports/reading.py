@@ -20,7 +20,15 @@ from interlace.edit import Place as Here
 from interlace.errors import ExportError
 from interlace.exports import references
 from interlace.exports.blocks import Block, recompiled
-from interlace.exports.checks import Resolve, anything, check_shape, check_sources, check_values, damaged
+from interlace.exports.checks import (
+    Resolve,
+    anything,
+    check_shape,
+    check_sources,
+    check_values,
+    damaged,
+    printable,
+)
 from interlace.exports.folder import MANIFEST, SOURCE, TENSORS, content
 from interlace.exports.needs import walk
 from interlace.exports.writing import FORMAT, VERSION, digest
@@ -236,13 +244,15 @@ def _tensors(held: bytes) -> dict[str, torch.Tensor]:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(content(folder, MANIFEST).decode())
+        text = content(folder, MANIFEST).decode()
+        manifest = json.loads(text, object_pairs_hook=_each_once, parse_constant=_no_number)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise ExportError(f"{folder / MANIFEST} is not the manifest of a file of edits.")
         version = manifest.get("version")
         if version != VERSION or isinstance(version, bool):
+            writer = printable(manifest.get("interlace"))
             raise ExportError(
-                f"{folder} is of version {version!r}, written by interlace {manifest.get('interlace')}; this interlace\n"
+                f"{folder} is of version {printable(repr(version))}, written by interlace {writer}; this interlace\n"
                 f"reads version {VERSION}. Take the one that wrote it, or export again. Nothing was loaded."
             )
         if digest(manifest) != manifest.get("sha256"):
@@ -252,3 +262,18 @@ def _manifest(folder: Path) -> dict[str, Any]:
             raise
         raise damaged(folder, error) from error
     return manifest
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which who reads the text sees what Python sees."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(
+            f"{next(name for name in names if names.count(name) > 1)!r} stands twice in an object"
+        )
+    return made
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")

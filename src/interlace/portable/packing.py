@@ -259,5 +259,8 @@ def _why(value: object) -> str:
     if isinstance(value, ModuleType):
         return ", the script itself.\nRead its names one by one: they travel."
     if callable(value):
-        return ", which has no name in a package.\nWrap it in a function of your own: that travels as source."
+        return (
+            ", which has no name in a package.\n"
+            "Write what it does as a function: that travels as source, with the numbers and tensors that it reads."
+        )
     return ".\nGive it as numbers, text, tensors or containers of these, or make it inside the function."

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 from interlace.compat.nnsight.elsewhere import here
+from interlace.compat.nnsight.intervention.tracing.tracer import InterleavingTracer
 from interlace.model import Model
+from interlace.session import Session
 from interlace.trace import Trace
 
 
@@ -23,7 +25,7 @@ class NNsight(Model):
         *args: Any,
         fn: str | Callable[..., Any] | None = None,
         trace: bool | None = None,
-        tracer_cls: type[Trace] = Trace,
+        tracer_cls: type[Trace] = InterleavingTracer,
         scan: bool = False,
         validate: bool = False,
         **kwargs: Any,
@@ -50,10 +52,14 @@ class NNsight(Model):
                 pass
         return super().trace(*args, fn=fn, trace=None if trace else trace, tracer_cls=tracer_cls, **kwargs)
 
-    def session(self, **kwargs: Any) -> Any:
+    def session(self, tracer_cls: type[Session] = Session, **kwargs: Any) -> Session:
         """A scope around several traces.
+
+        Args:
+            tracer_cls: A subclass of the session to open.
+            **kwargs: Options that say where it is to run.
 
         Raises:
             RemoteException: It is to run elsewhere.
         """
-        return super().session(**here(kwargs, "session"))
+        return super().session(tracer_cls, **here(kwargs, "session"))

@@ -1,6 +1,6 @@
 """The tracer, and the error of a block that cannot be captured."""
 
 from interlace.capture import CaptureError as WithBlockNotFoundError
-from interlace.trace import Trace as Tracer
+from interlace.compat.nnsight.intervention.tracing.tracer import Tracer
 
 __all__ = ["Tracer", "WithBlockNotFoundError"]
