@@ -304,11 +304,13 @@ def test_errors_in_hooks_of_other_libraries_come_out_as_they_are(error: Any, por
 
 
 def test_data_parallel_on_one_device_runs_and_on_several_is_refused() -> None:
-    net = nn.DataParallel(Net())
+    net = nn.DataParallel(Net())  # on the CPU it has no devices, else it takes all that there are
+    place = torch.device("cuda" if net.device_ids else "cpu")
+    net.to(place)
     model = il.Model(net)
     with model.trace(X):
         hidden = model.module.b.output
-    assert torch.equal(hidden, net.module.b(net.module.a(X)))
+    assert torch.equal(hidden, net.module.b(net.module.a(X.to(place))))
     net.device_ids = [0, 1]
     model = il.Model(net)
     with pytest.raises(TraceError, match=r"nn\.DataParallel runs copies"), model.trace(X):
