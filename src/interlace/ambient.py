@@ -20,12 +20,14 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as dis
 from torch.utils._python_dispatch import _pop_mode as pop_dispatch_mode
 from torch.utils._python_dispatch import _push_mode as push_dispatch_mode
 
+from interlace import mirror
+
 _grad = torch.is_grad_enabled
 _inference = torch.is_inference_mode_enabled
 _autocast = torch._C._is_any_autocast_enabled
 _n_function = torch._C._len_torch_function_stack
 _n_dispatch = torch._C._len_torch_dispatch_stack
-top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+top_hooks: Any = mirror.top
 _push_hooks = torch._C._autograd._push_saved_tensors_default_hooks
 _pop_hooks = torch._C._autograd._pop_saved_tensors_default_hooks
 transform = torch._C._functorch.peek_interpreter_stack
