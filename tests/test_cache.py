@@ -314,6 +314,8 @@ def test_repeated_visits_are_a_list() -> None:
     assert torch.equal(cache.block[-1].output, cache.block.visits[2].output)
     assert isinstance(cache.head.output, Tensor)
     assert "and 2 more visits" in repr(cache)
+    assert [visit.number for visit in cache.block[1:]] == [1, 2]
+    assert [visit.number for visit in cache.block[::-1]] == [2, 1, 0]
     with pytest.raises(IndexError, match=r"recorded at 3 visits, so there is no \[3\]"):
         cache.block[3]
 
