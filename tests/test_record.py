@@ -348,6 +348,14 @@ def test_an_array_is_indexed_like_a_tensor(acts: il.Recording) -> None:
         mask,
         (slice(1, 40), 2),
         (3, 4),
+        torch.tensor(3),
+        np.int64(-2),
+        (np.int64(3), 4),
+        torch.tensor([[4, 90], [0, -1]]),
+        [],
+        ...,
+        (..., 2),
+        (..., slice(1, 40), slice(2)),
     ):
         assert torch.equal(array[key], whole[key]), key
     assert np.array_equal(np.asarray(array), whole.numpy())
