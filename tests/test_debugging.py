@@ -526,6 +526,12 @@ def test_count_of_nested_and_odd_values() -> None:
     assert str(both) == "2 nan and 1 inf of 3 values"
     assert count(torch.tensor([complex(nan, 0)])).nan == 1
     assert count(torch.tensor([nan], dtype=torch.float16)).nan == 1
+    eight = torch.tensor([1.0, nan]).to(torch.float8_e4m3fn)  # torch has no `isfinite` for it
+    assert (count(eight).nan, count(eight).index) == (1, (1,))
+    assert not count(eight[:1])
+    assert count(torch.tensor([inf]).to(torch.float8_e5m2)).inf == 1
+    four = getattr(torch, "float4_e2m1fn_x2", None)  # since torch 2.8
+    assert four is None or not count(torch.zeros(2, dtype=torch.uint8).view(four))
 
 
 # -- the report ------------------------------------------------------------------------------------------
