@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,7 @@ from torch import nn
 import interlace as il
 from interlace.errors import InterlaceWarning, NameMissError, NotReachedError, OrderError, TraceError
 from interlace.trace import Trace
-from tests.models import Fails, Looped, Transformer, ids, sequential
+from tests.models import Bert, Fails, Looped, Transformer, ids, sequential
 
 X = torch.ones(2, 3)
 LIBRARY = f"{Path(il.__file__).parent}/"
@@ -240,6 +241,24 @@ def test_a_path_names_a_site_and_its_port(debugger: Debugger, path: str) -> None
     ((_, line, names),) = debugger.frames
     assert line == "hidden = hidden + self.attn(self.ln_1(hidden), mask=mask)[0]"
     assert isinstance(names["value"][0], torch.Tensor if path.endswith("attn") else tuple)
+
+
+@pytest.mark.parametrize(
+    ("path", "where"),
+    [
+        ("output", "`model.output.output`"),
+        ("model.output.input", "`model.output.input`"),
+        ("nns_output", "`model.output`"),
+    ],
+)
+def test_a_path_names_a_submodule_as_it_does_elsewhere(debugger: Debugger, path: str, where: str) -> None:
+    """S-07: the bare name is the submodule, its value `nns_output`."""
+    model = il.Model(Bert())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InterlaceWarning)
+        with model.trace(X) as tracer:
+            tracer.break_at(path)
+    assert [names["where"] for _, _, names in debugger.frames] == [where]
 
 
 def test_an_operation_can_be_broken_at(debugger: Debugger) -> None:
