@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import interlace as il
 from interlace import record
 from interlace.errors import CacheMissError, InputError, NotReachedError, RecordingError
+from interlace.shards import Shards
 from tests.models import Experts, Looped, Odd, Transformer, ids, sequential
 
 ROOT = Path(__file__).parents[1]
@@ -270,6 +271,29 @@ def test_two_do_not_write_at_once(model: il.Model, tmp_path: Path) -> None:
 
     with pytest.raises(RecordingError, match="Something else is writing to"):
         model.record(rows(), "h.0", tmp_path)
+
+
+def test_what_another_has_written_before_the_lock_is_kept(
+    model: il.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that waits to write has looked at the folder before: what is there counts when it has the lock."""
+    take = Shards._take_lock
+
+    def late(shards: Shards) -> None:
+        monkeypatch.setattr(Shards, "_take_lock", take)
+        model.record(ids(4), "h.0", tmp_path)
+        take(shards)
+
+    def fails() -> Iterator[Tensor]:
+        yield from ids(4)
+        raise ConnectionError
+
+    monkeypatch.setattr(Shards, "_take_lock", late)
+    with pytest.raises(ConnectionError):
+        model.record(fails(), "h.0", tmp_path)
+    acts = il.Recording(tmp_path)
+    acts.verify()
+    assert acts.rows == 4
 
 
 # -- going on ----------------------------------------------------------------------------------------------------

@@ -139,18 +139,28 @@ class Shards:
         path = Path(folder).expanduser()
         path.mkdir(parents=True, exist_ok=True)
         settings = json.loads(json.dumps(settings))  # as they will be read back
-        if (path / INDEX).exists():
-            shards = cls.read(path, kind)
-            shards._same(settings)
-        elif any(path.iterdir()) and not all(_ours(file) for file in path.iterdir()):
+        shards = cls(path, kind, settings)
+        if not shards._go_on() and not all(_ours(file) for file in path.iterdir()):
             raise RecordingError(f"{path} has files in it and no {kind}. Give an empty or a new folder.")
-        else:
-            shards = cls(path, kind, settings)
         shards._take_lock()
-        shards.clean()
-        if not (path / INDEX).exists():
-            shards.save()
+        try:
+            begun = shards._go_on()  # again: another process may have written until it let go of the lock
+            shards.clean()
+            if not begun:
+                shards.save()
+        except BaseException:
+            shards.close()
+            raise
         return shards
+
+    def _go_on(self) -> bool:
+        """Take over what is in the folder; False if nothing is."""
+        if not (self.folder / INDEX).exists():
+            return False
+        found = self.read(self.folder, self.kind)
+        found._same(self.settings)
+        self.progress, self.entries = found.progress, found.entries
+        return True
 
     def _same(self, settings: Mapping[str, Any]) -> None:
         for name in dict.fromkeys([*self.settings, *settings]):
