@@ -597,6 +597,21 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         il.Cache.open(tmp_path / "other")
 
 
+def test_the_keys_of_a_dictionary_are_the_same_in_a_folder(tmp_path: Path) -> None:
+    class Keyed(nn.Module):
+        def forward(self, x: Tensor) -> dict[Any, Tensor]:
+            return {0: x, "0": x + 1, ".a": x + 2, None: x + 3, 1.5: x + 4, True: x + 5}
+
+    model = il.Model(Keyed())
+    with model.trace(torch.ones(2)) as tracer:
+        tracer.cache(to=tmp_path)
+        whole = model.output
+    found = il.Cache.open(tmp_path).output
+    assert {key: value.tolist() for key, value in found.items()} == {
+        key: value.tolist() for key, value in whole.items()
+    }
+
+
 def test_what_is_no_tensor_becomes_plain_in_a_folder(tmp_path: Path) -> None:
     class Mixed(nn.Module):
         def forward(self, x: Tensor) -> dict[str, Any]:

@@ -167,13 +167,14 @@ def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     inside = trees.children(value)
     if inside is None:
         return {"plain": value} if isinstance(value, PLAIN) else {"lost": type(value).__name__}
-    parts = {spelled: _pack(part, name + spelled, tensors) for spelled, part in inside}
+    parts = [_pack(part, name + spelled, tensors) for spelled, part in inside]
     if type(value) in (tuple, list):
-        return {type(value).__name__: list(parts.values())}
-    if isinstance(value, Mapping):
-        parts = dict(zip(map(str, value), parts.values(), strict=True))
-    kind = "dict" if type(value) is dict else "fields"
-    return {kind: {spelled.removeprefix("."): part for spelled, part in parts.items()}}
+        return {type(value).__name__: parts}
+    if type(value) is dict:  # as pairs: what is a key in JSON is text
+        keys = [key if isinstance(key, PLAIN) else str(key) for key in value]
+        return {"dict": [list(pair) for pair in zip(keys, parts, strict=True)]}
+    names = map(str, value) if isinstance(value, Mapping) else (at.removeprefix(".") for at, _ in inside)
+    return {"fields": dict(zip(names, parts, strict=True))}
 
 
 def _unpack(shape: Any, shard: Shard) -> Any:
@@ -183,7 +184,8 @@ def _unpack(shape: Any, shard: Shard) -> Any:
     if kind in ("tuple", "list"):
         parts = [_unpack(part, shard) for part in inside]
         return tuple(parts) if kind == "tuple" else parts
-    if kind in ("dict", "fields"):
-        fields = {name: _unpack(part, shard) for name, part in inside.items()}
-        return fields if kind == "dict" else Fields(fields)
+    if kind == "dict":
+        return {key: _unpack(part, shard) for key, part in inside}
+    if kind == "fields":
+        return Fields({name: _unpack(part, shard) for name, part in inside.items()})
     return inside if kind == "plain" else None
