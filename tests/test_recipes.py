@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import interlace as il
+from interlace import recipes
 from interlace.language import LanguageModel
 from interlace.recipes import (
     Metric,
@@ -83,6 +84,23 @@ def test_a_layer_of_one_head_is_patched_as_a_whole(model: LanguageModel, prefers
         expected = prefers(model.lm_head.output)
     whole = patch_heads(model, [projection], 1, model.lm_head, CLEAN, CORRUPTED, prefers)
     torch.testing.assert_close(whole, expected.reshape(1, 1))
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_bars_are_shown_if_the_settings_say_so(
+    model: LanguageModel, prefers: Metric, monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    hidden = []
+
+    def bar(sweep: list[tuple[int, int]], **how: object) -> list[tuple[int, int]]:
+        hidden.append(how.get("disable", False))
+        return sweep[:1]
+
+    monkeypatch.setattr(il.config, "progress", shown)
+    monkeypatch.setattr(recipes, "tqdm", bar)
+    patch_residual(model, [model.transformer.ln_f], model.lm_head, CLEAN, CORRUPTED, prefers)
+    patch_heads(model, [model.transformer.h[0].attn.c_proj], 4, model.lm_head, CLEAN, CORRUPTED, prefers)
+    assert hidden == [not shown] * 2
 
 
 def test_several_prompts_give_the_mean_of_each(model: LanguageModel) -> None:

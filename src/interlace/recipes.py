@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from interlace.config import config
 from interlace.envoy import Envoy
 from interlace.language import LanguageModel
 
@@ -125,7 +126,9 @@ def patch_residual(
     depths, _, positions, _ = streams.shape
     patched = torch.empty(depths, positions)
     sweep = [(depth, pos) for depth in range(depths) for pos in range(positions)]
-    for depth, pos in tqdm(sweep, desc="patching the stream", delay=1, leave=False):
+    for depth, pos in tqdm(
+        sweep, desc="patching the stream", delay=1, leave=False, disable=not config.progress
+    ):
         with torch.no_grad(), model.trace(corrupted):
             readers[depth].input[:, pos] = streams[depth, :, pos]
             patched[depth, pos] = metric(unembed.output)
@@ -155,7 +158,7 @@ def patch_heads(
     size = written[0].shape[-1] // heads
     patched = torch.empty(len(projections), heads)
     sweep = [(layer, head) for layer in range(len(projections)) for head in range(heads)]
-    for layer, head in tqdm(sweep, desc="patching heads", delay=1, leave=False):
+    for layer, head in tqdm(sweep, desc="patching heads", delay=1, leave=False, disable=not config.progress):
         part = slice(head * size, (head + 1) * size)
         with torch.no_grad(), model.trace(corrupted):
             projections[layer].input[..., part] = written[layer][..., part]
