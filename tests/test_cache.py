@@ -1,5 +1,6 @@
 """Caches: what many sites gave, recorded as the model goes on, and walked like the model (S-84)."""
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -579,6 +580,26 @@ def test_a_folder_goes_on_after_the_last_whole_trace(tmp_path: Path) -> None:
             outs.append(out.detach())
     assert same(cache.inner.output, outs)
     assert same(il.Cache.open(tmp_path).inner.output, outs)
+
+
+def test_a_cache_whose_files_are_gone_has_nobody_elses_values(tmp_path: Path) -> None:
+    """The next trace takes the place of one that failed, and who still has its cache is told."""
+    model = il.Model(sequential())
+
+    failed = []
+    for scale in (1, 2):
+        with contextlib.suppress(ZeroDivisionError), model.trace(torch.ones(2, 3) * scale) as tracer:
+            failed.append(tracer.cache("0", to=tmp_path))
+            model.output  # noqa: B018
+            raise ZeroDivisionError
+    with model.trace(torch.zeros(2, 3)) as tracer:
+        tracer.cache("0", to=tmp_path)
+        kept = model[0].output
+    for cache in failed:
+        with pytest.raises(RecordingError, match="is there no more: its trace did not end well"):
+            cache[0].output  # noqa: B018
+    assert torch.equal(il.Cache.open(tmp_path)[0].output, kept)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

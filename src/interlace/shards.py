@@ -212,7 +212,7 @@ class Shards:
         Returns:
             Its entry in the index.
         """
-        path = self.folder / f"{len(self.entries):05d}.safetensors"
+        path = self.folder / f"{self._free():05d}.safetensors"
         temporary = path.with_suffix(".tmp")
         write_tensors(temporary, tensors, notes)
         with temporary.open("rb") as file:
@@ -222,6 +222,18 @@ class Shards:
         self.entries.append(entry)
         self.save()
         return entry
+
+    def drop(self, kept: int) -> None:
+        """Keep the first files and remove the others, whose names nobody gets again: somebody may still look there."""
+        self.progress["free"] = self._free()
+        del self.entries[kept:]
+        self.save()
+        self.clean()
+
+    def _free(self) -> int:
+        """A number that no file has, or had."""
+        last = int(Path(self.entries[-1]["file"]).stem) if self.entries else -1
+        return max(last + 1, int(self.progress.get("free", 0)))
 
     def save(self) -> None:
         """Write the index."""

@@ -68,11 +68,9 @@ class Spill:
         shards = Shards.write(folder, "cache", settings)
         shards.progress.setdefault("traces", 0)
         shards.progress["aliases"] = dict(aliases)
-        whole = [entry for entry in shards.entries if entry["trace"] < shards.progress["traces"]]
-        if len(whole) < len(shards.entries):  # what a trace left that did not come to its end
-            shards.entries = whole
-            shards.save()
-            shards.clean()
+        whole = sum(entry["trace"] < shards.progress["traces"] for entry in shards.entries)
+        if whole < len(shards.entries):  # what a trace left that did not come to its end
+            shards.drop(whole)
         return cls(shards, limit)
 
     @classmethod
@@ -131,12 +129,13 @@ class Spill:
             return entry.value
         shard = self._open.get(entry.file)
         if shard is None:
-            about = next((one for one in self.shards.entries if one["file"] == entry.file), None)
-            if about is None:
+            path = self.shards.folder / entry.file
+            if not path.exists():
                 raise RecordingError(
-                    f"{self.shards.folder / entry.file} is there no more: its trace did not end well."
+                    f"{path} is there no more: its trace did not end well, and a later one took its place."
                 )
-            shard = self._open[entry.file] = Shard(self.shards.folder / entry.file, about)
+            about = next(one for one in self.shards.entries if one["file"] == entry.file)
+            shard = self._open[entry.file] = Shard(path, about)
         return _unpack(entry.shape, shard)
 
     def entries(self) -> Iterator[tuple[str, Port, int, Entry]]:
