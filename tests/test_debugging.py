@@ -23,6 +23,7 @@ from tests.models import Bert, Fails, Looped, Transformer, ids, sequential
 
 X = torch.ones(2, 3)
 LIBRARY = f"{Path(il.__file__).parent}/"
+TORCH = f"{Path(torch.__file__).parent}/"
 
 
 class Broken(nn.Module):
@@ -114,6 +115,45 @@ def no_such_operation() -> None:
         model[0].source.nothing.output  # noqa: B018
 
 
+def block_of_an_edit_that_returns() -> None:
+    with il.Model(sequential()).edit():
+        return
+
+
+def gradient_that_has_passed() -> None:
+    model = il.Model(sequential())
+    with model.trace(X):
+        early, late = model[0].output, model[1].output
+        loss = model.output.sum()
+    with il.backward(loss):
+        early.grad  # noqa: B018
+        late.grad  # noqa: B018
+
+
+def model_error_of_a_backward() -> None:
+    hidden = torch.ones(2, requires_grad=True) * 2
+    made: torch.Tensor = Undone.apply(hidden)  # type: ignore[no-untyped-call]
+    with il.backward(made.sum()):
+        hidden.grad  # noqa: B018
+
+
+def no_graph() -> None:
+    with il.backward(X):
+        pass
+
+
+class Undone(torch.autograd.Function):
+    """Fails in its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        raise ArithmeticError
+
+
 def model_error_for_the_result() -> None:
     model = il.Model(Broken())
     with model.trace(X) as tracer:
@@ -128,7 +168,7 @@ def frames_of(failing: Callable[[], None]) -> tuple[list[str], BaseException]:
     names = [
         "library" if frame.filename.startswith(LIBRARY) else frame.name
         for frame in found
-        if "torch/nn/modules" not in frame.filename
+        if not frame.filename.startswith(TORCH)
     ]
     return names[names.index(failing.__name__) :], caught.value
 
@@ -151,6 +191,10 @@ def frames_of(failing: Callable[[], None]) -> tuple[list[str], BaseException]:
         (not_reached, ["not_reached"]),
         (no_input, ["no_input", "library"]),
         (no_such_operation, ["no_such_operation"]),
+        (block_of_an_edit_that_returns, ["block_of_an_edit_that_returns", "library"]),
+        (gradient_that_has_passed, ["gradient_that_has_passed"]),
+        (model_error_of_a_backward, ["model_error_of_a_backward", "backward"]),
+        (no_graph, ["no_graph", "library"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
