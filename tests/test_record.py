@@ -101,6 +101,14 @@ def test_positions_are_counted_in_each_row(
         )
 
 
+def test_a_row_of_which_nothing_is_kept_leaves_the_types_alone(model: il.Model, tmp_path: Path) -> None:
+    rows = [ids(1)[0][:2], ids(1)[0]]
+    acts = model.record(rows, "h.0", tmp_path, by="token", positions=slice(3, None))
+    assert acts["row"][:].tolist() == [1, 1]
+    assert acts["row"].dtype == acts["row"][:].dtype == torch.long
+    assert acts.row(0)["model.h.0.output"].shape == (0, 8)
+
+
 def test_rows_are_tensors_tuples_and_mappings(tmp_path: Path) -> None:
     class Two(nn.Module):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
