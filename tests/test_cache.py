@@ -552,6 +552,15 @@ def test_a_cache_in_a_folder_equals_one_in_memory(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) > 3
 
 
+def test_a_cache_in_a_folder_can_be_copied_and_pickled(tmp_path: Path) -> None:
+    model = il.Model(sequential())
+    with model.trace(torch.ones(2, 3)) as tracer:
+        cache = tracer.cache("0", to=tmp_path)
+    value = cache[0].output
+    for other in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        assert torch.equal(other[0].output, value)
+
+
 def test_what_waits_to_be_written_is_bounded(tmp_path: Path) -> None:
     model = il.Model(Looped(times=50))
     with torch.no_grad(), model.trace(torch.ones(4, 3)) as tracer:

@@ -1,6 +1,8 @@
 """`model.record(...)`: a dataset's activations in a folder, row by row, whatever happens on the way."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -398,6 +400,23 @@ def test_an_array_is_indexed_like_a_tensor(acts: il.Recording) -> None:
         array[[0, size]]
     with pytest.raises(IndexError, match="A mask for"):
         array[mask[1:]]
+
+
+def test_numpy_gets_bfloat16_as_what_it_knows(model: il.Model, tmp_path: Path) -> None:
+    array = model.record(ids(3), "h.0", tmp_path, dtype=torch.bfloat16)["h.0"]
+    assert array.dtype == torch.bfloat16
+    assert np.array_equal(np.asarray(array), array.tensor().float().numpy())
+    assert np.asarray(array, dtype=np.float64).dtype == np.float64
+
+
+def test_a_recording_travels_to_the_workers_of_a_loader(acts: il.Recording) -> None:
+    """Opened again there: what was read before is not carried along."""
+    array = acts["h.1"]
+    whole = array[:]
+    for other in (pickle.loads(pickle.dumps(acts)), copy.deepcopy(acts)):
+        assert torch.equal(other["h.1"][:], whole)
+    loader: Any = DataLoader(array, batch_size=7, num_workers=1, multiprocessing_context="spawn")  # type: ignore[arg-type]
+    assert torch.equal(torch.cat(list(loader)), whole)
 
 
 def test_an_array_in_one_file_is_a_view_of_it(model: il.Model, tmp_path: Path) -> None:

@@ -129,7 +129,8 @@ class Labelled:
         return self._slice(0, len(self))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        found = self.tensor().numpy()
+        whole = self.tensor()
+        found = (whole.float() if whole.dtype is torch.bfloat16 else whole).numpy()  # numpy has no bfloat16
         return found if dtype is None else found.astype(dtype)
 
     def batches(self, size: int, **how: Any) -> Iterator[torch.Tensor]:

@@ -52,9 +52,8 @@ class Shard:
         self._file = file
         self.notes: dict[str, Any] = json.loads((file.metadata() or {}).get("notes", "{}"))
 
-    def names(self) -> list[str]:
-        """The names of its tensors."""
-        return list(self._file.keys())
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shard, (self.path, self.entry)  # opened again where it goes: a mapped file does not travel
 
     def tensor(self, name: str) -> torch.Tensor:
         """One of its tensors, of which only what is looked at is read. Writing to it does not reach the file."""
