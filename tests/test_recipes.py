@@ -86,6 +86,23 @@ def test_a_layer_of_one_head_is_patched_as_a_whole(model: LanguageModel, prefers
     torch.testing.assert_close(whole, expected.reshape(1, 1))
 
 
+@pytest.mark.parametrize(
+    "prompts", [(CLEAN, "The capital of France is"), ("The capital of France is", CLEAN)]
+)
+def test_prompts_of_two_lengths_are_refused(
+    model: LanguageModel, prefers: Metric, prompts: tuple[str, str]
+) -> None:
+    """There is no position of the one for each of the other; the shorter into the longer went unnoticed."""
+    gpt = model.transformer
+    with pytest.raises(ValueError, match=r"have (14 and 5|5 and 14) tokens"):
+        patch_residual(model, [*gpt.h, gpt.ln_f], model.lm_head, *prompts, prefers)
+
+
+def test_a_metric_of_another_number_of_prompts_is_refused(model: LanguageModel, prefers: Metric) -> None:
+    with pytest.raises(ValueError, match="of 1 prompts, and these are the logits of 2"):
+        measure(model, model.lm_head, [CLEAN, CORRUPTED], prefers)
+
+
 @pytest.mark.parametrize("shown", [True, False])
 def test_bars_are_shown_if_the_settings_say_so(
     model: LanguageModel, prefers: Metric, monkeypatch: pytest.MonkeyPatch, shown: bool

@@ -60,6 +60,11 @@ def logit_difference(right: Tensor, wrong: Tensor) -> Metric:
     """
 
     def metric(logits: Tensor) -> Tensor:
+        if len(logits) != len(right):
+            raise ValueError(
+                f"The tokens are those of {len(right)} prompts, and these are the logits of {len(logits)}. Give one "
+                "token of each kind for every prompt."
+            )
         rows = torch.arange(len(right))
         return (logits[rows, -1, right] - logits[rows, -1, wrong]).float().mean()
 
@@ -119,6 +124,9 @@ def patch_residual(
     `metric` says of each patched run, `depth pos`; `recovered` scales it. The two prompts must have the
     same number of tokens.
 
+    Raises:
+        ValueError: They have not.
+
     Source: Vig et al. 2020, "Investigating Gender Bias in Language Models Using Causal Mediation Analysis";
     Meng et al. 2022, "Locating and Editing Factual Associations in GPT".
     """
@@ -130,7 +138,13 @@ def patch_residual(
         sweep, desc="patching the stream", delay=1, leave=False, disable=not config.progress
     ):
         with torch.no_grad(), model.trace(corrupted):
-            readers[depth].input[:, pos] = streams[depth, :, pos]
+            stream = readers[depth].input
+            if stream.shape[1] != positions:
+                raise ValueError(
+                    f"The two prompts have {positions} and {stream.shape[1]} tokens. Patching goes from each position "
+                    "to the same one: give prompts of the same length."
+                )
+            stream[:, pos] = streams[depth, :, pos]
             patched[depth, pos] = metric(unembed.output)
     return patched
 
