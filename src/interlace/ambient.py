@@ -156,7 +156,8 @@ def swap(now: State, then: State) -> None:
     old, new = full(now), full(then)
     _replace_modes(old.functions, new.functions, pop_function_mode, push_function_mode)
     _replace_modes(old.dispatches, new.dispatches, pop_dispatch_mode, push_dispatch_mode)
-    _default_device.device_context = new.device
+    if old.device is not new.device:
+        _set_default_device(new.device)
     if old.place is not None and new.place is not None and old.place != new.place:
         _move(old.place, new.place)
     if old.hooks != new.hooks:
@@ -172,6 +173,14 @@ def swap(now: State, then: State) -> None:
     if old.autocast_cache != new.autocast_cache:
         torch.set_autocast_cache_enabled(new.autocast_cache)
     _set_grad(new.grad)
+
+
+def _set_default_device(context: Any) -> None:
+    """Up to torch 2.9 an attribute that is there and None is an error of `torch.get_default_device`."""
+    if context is None:
+        del _default_device.device_context
+    else:
+        _default_device.device_context = context
 
 
 def _set_inference(mode: bool) -> None:
