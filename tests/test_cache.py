@@ -1,5 +1,6 @@
 """Caches: what many sites gave, recorded as the model goes on, and walked like the model (S-84)."""
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -314,6 +315,8 @@ def test_repeated_visits_are_a_list() -> None:
     assert torch.equal(cache.block[-1].output, cache.block.visits[2].output)
     assert isinstance(cache.head.output, Tensor)
     assert "and 2 more visits" in repr(cache)
+    assert [visit.number for visit in cache.block[1:]] == [1, 2]
+    assert [visit.number for visit in cache.block[::-1]] == [2, 1, 0]
     with pytest.raises(IndexError, match=r"recorded at 3 visits, so there is no \[3\]"):
         cache.block[3]
 
@@ -549,6 +552,15 @@ def test_a_cache_in_a_folder_equals_one_in_memory(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) > 3
 
 
+def test_a_cache_in_a_folder_can_be_copied_and_pickled(tmp_path: Path) -> None:
+    model = il.Model(sequential())
+    with model.trace(torch.ones(2, 3)) as tracer:
+        cache = tracer.cache("0", to=tmp_path)
+    value = cache[0].output
+    for other in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        assert torch.equal(other[0].output, value)
+
+
 def test_what_waits_to_be_written_is_bounded(tmp_path: Path) -> None:
     model = il.Model(Looped(times=50))
     with torch.no_grad(), model.trace(torch.ones(4, 3)) as tracer:
@@ -579,6 +591,26 @@ def test_a_folder_goes_on_after_the_last_whole_trace(tmp_path: Path) -> None:
     assert same(il.Cache.open(tmp_path).inner.output, outs)
 
 
+def test_a_cache_whose_files_are_gone_has_nobody_elses_values(tmp_path: Path) -> None:
+    """The next trace takes the place of one that failed, and who still has its cache is told."""
+    model = il.Model(sequential())
+
+    failed = []
+    for scale in (1, 2):
+        with contextlib.suppress(ZeroDivisionError), model.trace(torch.ones(2, 3) * scale) as tracer:
+            failed.append(tracer.cache("0", to=tmp_path))
+            model.output  # noqa: B018
+            raise ZeroDivisionError
+    with model.trace(torch.zeros(2, 3)) as tracer:
+        tracer.cache("0", to=tmp_path)
+        kept = model[0].output
+    for cache in failed:
+        with pytest.raises(RecordingError, match="is there no more: its trace did not end well"):
+            cache[0].output  # noqa: B018
+    assert torch.equal(il.Cache.open(tmp_path)[0].output, kept)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     model = il.Model(sequential())
     with model.trace(torch.ones(1, 3)) as tracer:
@@ -593,6 +625,21 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         il.Recording(tmp_path)
     with pytest.raises(RecordingError, match=r"has no index\.json"):
         il.Cache.open(tmp_path / "other")
+
+
+def test_the_keys_of_a_dictionary_are_the_same_in_a_folder(tmp_path: Path) -> None:
+    class Keyed(nn.Module):
+        def forward(self, x: Tensor) -> dict[Any, Tensor]:
+            return {0: x, "0": x + 1, ".a": x + 2, None: x + 3, 1.5: x + 4, True: x + 5}
+
+    model = il.Model(Keyed())
+    with model.trace(torch.ones(2)) as tracer:
+        tracer.cache(to=tmp_path)
+        whole = model.output
+    found = il.Cache.open(tmp_path).output
+    assert {key: value.tolist() for key, value in found.items()} == {
+        key: value.tolist() for key, value in whole.items()
+    }
 
 
 def test_what_is_no_tensor_becomes_plain_in_a_folder(tmp_path: Path) -> None:

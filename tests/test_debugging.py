@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -18,10 +19,11 @@ from torch import nn
 import interlace as il
 from interlace.errors import InterlaceWarning, NameMissError, NotReachedError, OrderError, TraceError
 from interlace.trace import Trace
-from tests.models import Fails, Looped, Transformer, ids, sequential
+from tests.models import Bert, Fails, Looped, Transformer, ids, sequential
 
 X = torch.ones(2, 3)
 LIBRARY = f"{Path(il.__file__).parent}/"
+TORCH = f"{Path(torch.__file__).parent}/"
 
 
 class Broken(nn.Module):
@@ -113,6 +115,45 @@ def no_such_operation() -> None:
         model[0].source.nothing.output  # noqa: B018
 
 
+def block_of_an_edit_that_returns() -> None:
+    with il.Model(sequential()).edit():
+        return
+
+
+def gradient_that_has_passed() -> None:
+    model = il.Model(sequential())
+    with model.trace(X):
+        early, late = model[0].output, model[1].output
+        loss = model.output.sum()
+    with il.backward(loss):
+        early.grad  # noqa: B018
+        late.grad  # noqa: B018
+
+
+def model_error_of_a_backward() -> None:
+    hidden = torch.ones(2, requires_grad=True) * 2
+    made: torch.Tensor = Undone.apply(hidden)  # type: ignore[no-untyped-call]
+    with il.backward(made.sum()):
+        hidden.grad  # noqa: B018
+
+
+def no_graph() -> None:
+    with il.backward(X):
+        pass
+
+
+class Undone(torch.autograd.Function):
+    """Fails in its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        raise ArithmeticError
+
+
 def model_error_for_the_result() -> None:
     model = il.Model(Broken())
     with model.trace(X) as tracer:
@@ -127,7 +168,7 @@ def frames_of(failing: Callable[[], None]) -> tuple[list[str], BaseException]:
     names = [
         "library" if frame.filename.startswith(LIBRARY) else frame.name
         for frame in found
-        if "torch/nn/modules" not in frame.filename
+        if not frame.filename.startswith(TORCH)
     ]
     return names[names.index(failing.__name__) :], caught.value
 
@@ -150,6 +191,10 @@ def frames_of(failing: Callable[[], None]) -> tuple[list[str], BaseException]:
         (not_reached, ["not_reached"]),
         (no_input, ["no_input", "library"]),
         (no_such_operation, ["no_such_operation"]),
+        (block_of_an_edit_that_returns, ["block_of_an_edit_that_returns", "library"]),
+        (gradient_that_has_passed, ["gradient_that_has_passed"]),
+        (model_error_of_a_backward, ["model_error_of_a_backward", "backward"]),
+        (no_graph, ["no_graph", "library"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -240,6 +285,24 @@ def test_a_path_names_a_site_and_its_port(debugger: Debugger, path: str) -> None
     ((_, line, names),) = debugger.frames
     assert line == "hidden = hidden + self.attn(self.ln_1(hidden), mask=mask)[0]"
     assert isinstance(names["value"][0], torch.Tensor if path.endswith("attn") else tuple)
+
+
+@pytest.mark.parametrize(
+    ("path", "where"),
+    [
+        ("output", "`model.output.output`"),
+        ("model.output.input", "`model.output.input`"),
+        ("nns_output", "`model.output`"),
+    ],
+)
+def test_a_path_names_a_submodule_as_it_does_elsewhere(debugger: Debugger, path: str, where: str) -> None:
+    """S-07: the bare name is the submodule, its value `nns_output`."""
+    model = il.Model(Bert())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InterlaceWarning)
+        with model.trace(X) as tracer:
+            tracer.break_at(path)
+    assert [names["where"] for _, _, names in debugger.frames] == [where]
 
 
 def test_an_operation_can_be_broken_at(debugger: Debugger) -> None:
@@ -526,6 +589,12 @@ def test_count_of_nested_and_odd_values() -> None:
     assert str(both) == "2 nan and 1 inf of 3 values"
     assert count(torch.tensor([complex(nan, 0)])).nan == 1
     assert count(torch.tensor([nan], dtype=torch.float16)).nan == 1
+    eight = torch.tensor([1.0, nan]).to(torch.float8_e4m3fn)  # torch has no `isfinite` for it
+    assert (count(eight).nan, count(eight).index) == (1, (1,))
+    assert not count(eight[:1])
+    assert count(torch.tensor([inf]).to(torch.float8_e5m2)).inf == 1
+    four = getattr(torch, "float4_e2m1fn_x2", None)  # since torch 2.8
+    assert four is None or not count(torch.zeros(2, dtype=torch.uint8).view(four))
 
 
 # -- the report ------------------------------------------------------------------------------------------

@@ -183,6 +183,37 @@ def test_sites_mean_what_was_read(read: tuple[il.Model, Hidden, Tensor]) -> None
     assert again.abs().sum() > 0
 
 
+def test_a_container_is_walked_as_it_was() -> None:
+    """S-90: unpacked, counted and indexed from its end, with parts that have no gradient."""
+    net = nn.Sequential(nn.Linear(2, 2), Pairs())
+    model = il.Model(net)
+    with model.trace(torch.ones(1, 2)):
+        kept: Any = model[1].output
+        loss = kept[0].sum() + kept[2]["deep"].sum()
+    with il.backward(loss):
+        first, none, last = model[1].output
+        assert len(model[1].output) == 3
+        assert first is kept[0]
+        assert model[1].output[-3] is kept[0]
+        assert last["deep"] is kept[2]["deep"]
+        with pytest.raises(NotReachedError, match=r"`model\[1\]\.output\[1\]` has no gradient"):
+            none.grad  # noqa: B018
+        with pytest.raises(NotReachedError, match=r"`model\[1\]\.output\[1\]` has no gradient"):
+            model[1].output[1]
+        with pytest.raises(IndexError):
+            model[1].output[3]
+        with pytest.raises(TypeError, match="dict"):
+            list(last)
+        assert last["deep"].grad.eq(1).all()
+
+
+class Pairs(nn.Module):
+    """Returns a nest, a part of which has no gradient."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None, dict[str, Tensor]]:
+        return x * 2, None, {"deep": x * 3}
+
+
 def test_only_what_was_asked_for_is_remembered(read: tuple[il.Model, Hidden, Tensor]) -> None:
     """S-90: an output without its input, an input at either port, nothing that has no gradient."""
     model = read[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from math import nan
+from math import inf, nan
 from xml.etree import ElementTree
 
 import pytest
@@ -48,6 +48,14 @@ def test_any_numbers_and_labels_make_a_well_formed_picture(numbers: list[list[fl
 def test_every_value_shows_under_the_pointer_with_its_labels() -> None:
     picture = heatmap(torch.tensor([[0.125, -2.0]]), rows=["layer 0"], columns=["The", " cat"], legend="x")
     assert hovers(picture) == ["layer 0, The: 0.125", "layer 0, cat: -2.000"]
+
+
+def test_an_infinity_lies_at_the_end_of_a_scale_that_the_others_make() -> None:
+    picture = heatmap([[-inf, -2.0, 1.0, inf]], rows=["r"], columns=list("abcd"), legend="x")
+    assert "nan" not in picture
+    assert hovers(picture) == ["r, a: -inf", "r, b: -2.000", "r, c: 1.000", "r, d: inf"]
+    for kind, cells in (("less", ["1.00", "1.00"]), ("more", ["0.50", "0.50"])):
+        assert [rect.get("opacity") for rect in drawn(picture, kind) if rect.get("rx")] == cells
 
 
 def test_color_is_proportional_to_the_value_and_has_one_hue_per_sign() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import interlace as il
+from interlace import recipes
 from interlace.language import LanguageModel
 from interlace.recipes import (
     Metric,
@@ -83,6 +84,40 @@ def test_a_layer_of_one_head_is_patched_as_a_whole(model: LanguageModel, prefers
         expected = prefers(model.lm_head.output)
     whole = patch_heads(model, [projection], 1, model.lm_head, CLEAN, CORRUPTED, prefers)
     torch.testing.assert_close(whole, expected.reshape(1, 1))
+
+
+@pytest.mark.parametrize(
+    "prompts", [(CLEAN, "The capital of France is"), ("The capital of France is", CLEAN)]
+)
+def test_prompts_of_two_lengths_are_refused(
+    model: LanguageModel, prefers: Metric, prompts: tuple[str, str]
+) -> None:
+    """There is no position of the one for each of the other; the shorter into the longer went unnoticed."""
+    gpt = model.transformer
+    with pytest.raises(ValueError, match=r"have (14 and 5|5 and 14) tokens"):
+        patch_residual(model, [*gpt.h, gpt.ln_f], model.lm_head, *prompts, prefers)
+
+
+def test_a_metric_of_another_number_of_prompts_is_refused(model: LanguageModel, prefers: Metric) -> None:
+    with pytest.raises(ValueError, match="of 1 prompts, and these are the logits of 2"):
+        measure(model, model.lm_head, [CLEAN, CORRUPTED], prefers)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_bars_are_shown_if_the_settings_say_so(
+    model: LanguageModel, prefers: Metric, monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    hidden = []
+
+    def bar(sweep: list[tuple[int, int]], **how: object) -> list[tuple[int, int]]:
+        hidden.append(how.get("disable", False))
+        return sweep[:1]
+
+    monkeypatch.setattr(il.config, "progress", shown)
+    monkeypatch.setattr(recipes, "tqdm", bar)
+    patch_residual(model, [model.transformer.ln_f], model.lm_head, CLEAN, CORRUPTED, prefers)
+    patch_heads(model, [model.transformer.h[0].attn.c_proj], 4, model.lm_head, CLEAN, CORRUPTED, prefers)
+    assert hidden == [not shown] * 2
 
 
 def test_several_prompts_give_the_mean_of_each(model: LanguageModel) -> None:

@@ -1,6 +1,8 @@
 """`model.record(...)`: a dataset's activations in a folder, row by row, whatever happens on the way."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import interlace as il
 from interlace import record
 from interlace.errors import CacheMissError, InputError, NotReachedError, RecordingError
+from interlace.shards import Shards
 from tests.models import Experts, Looped, Odd, Transformer, ids, sequential
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +101,14 @@ def test_positions_are_counted_in_each_row(
         assert torch.allclose(
             acts.row(number)["model.h.1.output"], alone(model, row, 1)[positions], atol=1e-6
         )
+
+
+def test_a_row_of_which_nothing_is_kept_leaves_the_types_alone(model: il.Model, tmp_path: Path) -> None:
+    rows = [ids(1)[0][:2], ids(1)[0]]
+    acts = model.record(rows, "h.0", tmp_path, by="token", positions=slice(3, None))
+    assert acts["row"][:].tolist() == [1, 1]
+    assert acts["row"].dtype == acts["row"][:].dtype == torch.long
+    assert acts.row(0)["model.h.0.output"].shape == (0, 8)
 
 
 def test_rows_are_tensors_tuples_and_mappings(tmp_path: Path) -> None:
@@ -272,6 +283,29 @@ def test_two_do_not_write_at_once(model: il.Model, tmp_path: Path) -> None:
         model.record(rows(), "h.0", tmp_path)
 
 
+def test_what_another_has_written_before_the_lock_is_kept(
+    model: il.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that waits to write has looked at the folder before: what is there counts when it has the lock."""
+    take = Shards._take_lock
+
+    def late(shards: Shards) -> None:
+        monkeypatch.setattr(Shards, "_take_lock", take)
+        model.record(ids(4), "h.0", tmp_path)
+        take(shards)
+
+    def fails() -> Iterator[Tensor]:
+        yield from ids(4)
+        raise ConnectionError
+
+    monkeypatch.setattr(Shards, "_take_lock", late)
+    with pytest.raises(ConnectionError):
+        model.record(fails(), "h.0", tmp_path)
+    acts = il.Recording(tmp_path)
+    acts.verify()
+    assert acts.rows == 4
+
+
 # -- going on ----------------------------------------------------------------------------------------------------
 
 
@@ -348,6 +382,14 @@ def test_an_array_is_indexed_like_a_tensor(acts: il.Recording) -> None:
         mask,
         (slice(1, 40), 2),
         (3, 4),
+        torch.tensor(3),
+        np.int64(-2),
+        (np.int64(3), 4),
+        torch.tensor([[4, 90], [0, -1]]),
+        [],
+        ...,
+        (..., 2),
+        (..., slice(1, 40), slice(2)),
     ):
         assert torch.equal(array[key], whole[key]), key
     assert np.array_equal(np.asarray(array), whole.numpy())
@@ -358,6 +400,23 @@ def test_an_array_is_indexed_like_a_tensor(acts: il.Recording) -> None:
         array[[0, size]]
     with pytest.raises(IndexError, match="A mask for"):
         array[mask[1:]]
+
+
+def test_numpy_gets_bfloat16_as_what_it_knows(model: il.Model, tmp_path: Path) -> None:
+    array = model.record(ids(3), "h.0", tmp_path, dtype=torch.bfloat16)["h.0"]
+    assert array.dtype == torch.bfloat16
+    assert np.array_equal(np.asarray(array), array.tensor().float().numpy())
+    assert np.asarray(array, dtype=np.float64).dtype == np.float64
+
+
+def test_a_recording_travels_to_the_workers_of_a_loader(acts: il.Recording) -> None:
+    """Opened again there: what was read before is not carried along."""
+    array = acts["h.1"]
+    whole = array[:]
+    for other in (pickle.loads(pickle.dumps(acts)), copy.deepcopy(acts)):
+        assert torch.equal(other["h.1"][:], whole)
+    loader: Any = DataLoader(array, batch_size=7, num_workers=1, multiprocessing_context="spawn")  # type: ignore[arg-type]
+    assert torch.equal(torch.cat(list(loader)), whole)
 
 
 def test_an_array_in_one_file_is_a_view_of_it(model: il.Model, tmp_path: Path) -> None:

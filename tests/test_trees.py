@@ -1,6 +1,6 @@
 """Nested values: every container that travels between modules is visited, rebuilt and compared."""
 
-from collections import OrderedDict, UserDict
+from collections import OrderedDict, UserDict, defaultdict
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -161,6 +161,27 @@ def test_a_mapping_that_is_no_dict() -> None:
     mapped = map_tensors(lambda t: t * 2, value)
     assert type(mapped) is UserDict
     assert mapped["a"].eq(2).all()
+
+
+def test_a_mapping_with_something_beside_its_items_keeps_it() -> None:
+    value: Any = defaultdict(list, {0: one()})
+    mapped = map_tensors(lambda t: t * 2, value)
+    assert mapped[0].eq(2).all()
+    assert mapped["new"] == []
+    assert value[0].eq(1).all()
+
+
+@pytest.mark.language
+def test_what_a_tokenizer_returns_stays_that() -> None:
+    """S-48: its class does not take its items by name."""
+    from transformers import BatchEncoding
+
+    value = BatchEncoding({"input_ids": one(), "text": "kept"})
+    mapped = map_tensors(lambda t: t * 2, value)
+    assert type(mapped) is BatchEncoding
+    assert mapped.input_ids.eq(2).all()
+    assert mapped["text"] == "kept"
+    assert value.input_ids.eq(1).all()
 
 
 @pytest.mark.language

@@ -112,12 +112,15 @@ def break_at(trace: Any, at: Any, number: int, port: Port | None, nonfinite: boo
 def _follow(root: Any, path: str) -> tuple[Any, Port | None]:
     """What a path names, and the port at its end."""
     parts = [part for part in path.replace("[", ".").replace("]", "").split(".") if part]
-    port: Port | None = None
-    if parts and parts[-1] in ("input", "inputs", "output"):
-        port = "output" if parts.pop() == "output" else "input"
     if parts and parts[0] == root.path and parts[0] not in root._module._modules:
         del parts[0]
-    return root.get(".".join(parts)), port
+    last = parts[-1].removeprefix("nns_") if parts else ""
+    if last not in ("input", "inputs", "output"):
+        return root.get(".".join(parts)), None
+    above = root.get(".".join(parts[:-1]))
+    if parts[-1] in getattr(getattr(above, "_module", None), "_modules", ()):
+        return root.get(".".join(parts)), None  # a submodule that is called so
+    return above, "output" if last == "output" else "input"
 
 
 def search_in(run: Run, search: Search) -> None:

@@ -132,14 +132,16 @@ class Cached:
 
     def __getitem__(self, key: Any) -> Any:
         names = self._cache._outline.children.get(self._path, ())
+        is_list = bool(names) and all(name.isdigit() for name in names)
         if isinstance(key, slice):
-            return [self[n] for n in range(*key.indices(len(names)))]
+            count = len(names) if is_list else len(self._numbers())
+            return [self[n] for n in range(*key.indices(count))]
         if isinstance(key, str):
             path = self._cache._outline.walk(self._path, key.split("."))
             if path is None:
                 raise CacheMissError(f"`{spell(self._path)}` has no `{key}`.{nearest(key, names)}")
             return self._at(path)
-        if names and all(name.isdigit() for name in names):
+        if is_list:
             name = str(key if key >= 0 else key + len(names))
             if name not in names:
                 raise IndexError(f"`{spell(self._path)}` has no [{key}] in this cache.")

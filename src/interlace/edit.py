@@ -15,6 +15,7 @@ from interlace.capture import Body, Bound, Scope, Template, capture, check_funct
 from interlace.errors import NotReachedError
 from interlace.invoke import part
 from interlace.schedule import Schedule
+from interlace.tracebacks import trim
 from interlace.workers import Worker
 
 if TYPE_CHECKING:
@@ -103,7 +104,11 @@ class EditBlock:
         self._body: Body | None = None
 
     def __enter__(self) -> "Envoy":
-        self._body = capture(sys._getframe(1))
+        try:
+            self._body = capture(sys._getframe(1))
+        except BaseException as failed:
+            trim(failed)
+            raise
         self._edited = target(self._envoy, self._inplace)
         self._body.skip()
         return self._edited

@@ -78,9 +78,12 @@ def _of_tensor(value: torch.Tensor, inf: bool, part: str, masks: bool) -> Count:
         not (value.is_floating_point() or value.is_complex())
         or value.is_meta
         or value.layout != torch.strided
+        or str(value.dtype).startswith("torch.float4")  # which knows neither nan nor infinities
     ):
         return NONE
     value = value.detach()
+    if value.dtype.itemsize == 1:
+        value = value.float()  # of 8 bits torch cannot say what is finite
     if inf and torch.isfinite(value).all():
         return NONE
     nan = torch.isnan(value)

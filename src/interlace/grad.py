@@ -18,6 +18,7 @@ from interlace.errors import NotReachedError, OrderError, TraceError, WriteError
 from interlace.graph import Edge
 from interlace.ingrad import Mode, put_on, take_off
 from interlace.switch import unwind_abandoned
+from interlace.tracebacks import trim
 from interlace.trees import describe
 from interlace.walk import Walk
 from interlace.writes import replace
@@ -97,12 +98,20 @@ class Backward:
     def __enter__(self) -> "Backward":
         if self._entered:
             raise TraceError("A backward is opened once; call `il.backward(...)` again for another one.")
+        self.owner = frames.owner(sys._getframe(1))
+        try:
+            self._open()
+        except BaseException as failed:
+            trim(failed)
+            raise
+        return self
+
+    def _open(self) -> None:
         tensor = self._tensor
         assert tensor is not None
         graph.check(tensor, self._settings[0])
         unwind_abandoned()
         self._entered = True
-        self.owner = frames.owner(sys._getframe(1))
         # The stack must not hold this object: it would never be collected where a block is never left.
         gradient, retain_graph, create_graph, inputs = self._settings
 
@@ -120,16 +129,20 @@ class Backward:
             raise NotReachedError("This backward reaches nothing: none of its `inputs` is part of the graph.")
         self._mode = Mode(self)
         put_on(self._mode)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._take_off()
         try:
-            if error is None and self._switch is not None and not self._switch.done:
+            if error is not None:
+                trim(error)
+            elif self._switch is not None and not self._switch.done:
                 self._in_order()
                 self._go_on()
+        except BaseException as failed:
+            trim(failed)
+            raise
         finally:
             self._close()
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from math import isnan
+from math import isfinite, isnan
 
 from torch import Tensor
 
@@ -116,7 +116,7 @@ def heatmap(
         True
 
     Args:
-        values: The numbers, `row column`. NaN leaves its place empty.
+        values: The numbers, `row column`. NaN leaves its place empty; what is infinite lies at an end of the scale.
         rows: One label per row, the first at the top.
         columns: One label per column; the spaces around a token are not drawn.
         legend: What the color means, with its unit.
@@ -134,7 +134,7 @@ def heatmap(
     """
     numbers: list[list[float]] = values.tolist() if isinstance(values, Tensor) else [list(v) for v in values]
     _check(numbers, rows, columns, cells)
-    known = [value for line in numbers for value in line if not isnan(value)]
+    known = [value for line in numbers for value in line if isfinite(value)]
     colors = _Colors(
         min(0.0, *known, 0.0) if low is None else low, max(0.0, *known, 0.0) if high is None else high
     )

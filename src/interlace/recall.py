@@ -4,6 +4,7 @@ It knows values and nothing else: no runs, no graphs.
 """
 
 import weakref
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ Key = tuple[Any, int, Port]
 
 
 class Parts(NamedTuple):
-    """A container whose tensors are held weakly: its type, and its children by name."""
+    """A container whose tensors are held weakly: its type, and its children by name, None without a gradient."""
 
     kind: type
     inside: dict[str, Any]
@@ -30,8 +31,8 @@ def weakly(value: Any) -> Any:
     inside = trees.children(value)
     if not inside:
         return None
-    held = {name: weak for name, part in inside if (weak := weakly(part)) is not None}
-    return Parts(type(value), held) if held else None
+    held = {name: weakly(part) for name, part in inside}
+    return Parts(type(value), held) if any(weak is not None for weak in held.values()) else None
 
 
 def tensors(weak: Any) -> list[torch.Tensor]:
@@ -43,8 +44,27 @@ def tensors(weak: Any) -> list[torch.Tensor]:
 
 
 def revive(weak: Any, where: str) -> Any:
-    """The value again: a tensor, or what stands for its container."""
+    """The value again: a tensor, or what stands for its container; None where nothing is known."""
+    if weak is None:
+        return None
     return Recalled(weak, where) if isinstance(weak, Parts) else weak()
+
+
+class Missing:
+    """A part of a container of which nothing is known: it can be unpacked, and be asked for nothing."""
+
+    __slots__ = ("_where",)
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise NotReachedError(gone(self._where))
+
+    def __repr__(self) -> str:
+        return gone(self._where)
 
 
 class Recalled:
@@ -62,7 +82,25 @@ class Recalled:
             raise NotReachedError(gone(self._where + name))
         return found
 
+    def __len__(self) -> int:
+        return len(self._parts.inside)
+
+    def __iter__(self) -> Iterator[Any]:
+        kind = self._parts.kind
+        if not issubclass(kind, (tuple, list)):
+            raise TypeError(
+                f"Of the {kind.__name__} at `{self._where}` only the tensors are known: name them."
+            )
+        for name, weak in self._parts.inside.items():
+            found = revive(weak, self._where + name)
+            yield Missing(self._where + name) if found is None else found
+
     def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, (int, slice)) and issubclass(self._parts.kind, (tuple, list)):
+            found = list(self)[key]
+            if isinstance(found, Missing):
+                raise NotReachedError(str(found))
+            return found
         return self._part(f"[{key!r}]", f".{key}")
 
     def __getattr__(self, name: str) -> Any:

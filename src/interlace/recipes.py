@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from interlace.config import config
 from interlace.envoy import Envoy
 from interlace.language import LanguageModel
 
@@ -59,6 +60,11 @@ def logit_difference(right: Tensor, wrong: Tensor) -> Metric:
     """
 
     def metric(logits: Tensor) -> Tensor:
+        if len(logits) != len(right):
+            raise ValueError(
+                f"The tokens are those of {len(right)} prompts, and these are the logits of {len(logits)}. Give one "
+                "token of each kind for every prompt."
+            )
         rows = torch.arange(len(right))
         return (logits[rows, -1, right] - logits[rows, -1, wrong]).float().mean()
 
@@ -118,6 +124,9 @@ def patch_residual(
     `metric` says of each patched run, `depth pos`; `recovered` scales it. The two prompts must have the
     same number of tokens.
 
+    Raises:
+        ValueError: They have not.
+
     Source: Vig et al. 2020, "Investigating Gender Bias in Language Models Using Causal Mediation Analysis";
     Meng et al. 2022, "Locating and Editing Factual Associations in GPT".
     """
@@ -125,9 +134,17 @@ def patch_residual(
     depths, _, positions, _ = streams.shape
     patched = torch.empty(depths, positions)
     sweep = [(depth, pos) for depth in range(depths) for pos in range(positions)]
-    for depth, pos in tqdm(sweep, desc="patching the stream", delay=1, leave=False):
+    for depth, pos in tqdm(
+        sweep, desc="patching the stream", delay=1, leave=False, disable=not config.progress
+    ):
         with torch.no_grad(), model.trace(corrupted):
-            readers[depth].input[:, pos] = streams[depth, :, pos]
+            stream = readers[depth].input
+            if stream.shape[1] != positions:
+                raise ValueError(
+                    f"The two prompts have {positions} and {stream.shape[1]} tokens. Patching goes from each position "
+                    "to the same one: give prompts of the same length."
+                )
+            stream[:, pos] = streams[depth, :, pos]
             patched[depth, pos] = metric(unembed.output)
     return patched
 
@@ -155,7 +172,7 @@ def patch_heads(
     size = written[0].shape[-1] // heads
     patched = torch.empty(len(projections), heads)
     sweep = [(layer, head) for layer in range(len(projections)) for head in range(heads)]
-    for layer, head in tqdm(sweep, desc="patching heads", delay=1, leave=False):
+    for layer, head in tqdm(sweep, desc="patching heads", delay=1, leave=False, disable=not config.progress):
         part = slice(head * size, (head + 1) * size)
         with torch.no_grad(), model.trace(corrupted):
             projections[layer].input[..., part] = written[layer][..., part]

@@ -205,7 +205,8 @@ class Runner:
                     whole[name][places] = values
                 if done is not None:
                     done(part)
-        whole["row"] = torch.tensor([row.number for row in rows for _ in range(self.items(row))])
+        numbers = [row.number for row in rows for _ in range(self.items(row))]
+        whole["row"] = torch.tensor(numbers, dtype=torch.long)
         kept: list[Any] = [row.kept for row in rows]
         if self.job.by == "token" or self.job.single:
             whole["pos"] = torch.tensor([at for one in kept for at in one], dtype=torch.long)

@@ -67,7 +67,11 @@ class Labelled:
 
     def __getitem__(self, key: Any) -> torch.Tensor:
         first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
-        if isinstance(first, int):
+        if first is Ellipsis:
+            left = (slice(None),) * (len(self.shape) - len(rest))  # what it stands for
+            first, rest = (left[0], (*left[1:], *rest)) if left else (rest[0], rest[1:])
+        if hasattr(first, "__index__") and getattr(first, "ndim", 0) == 0:  # of numpy and torch, too
+            first = int(first)
             at = first + len(self) if first < 0 else first
             if not 0 <= at < len(self):
                 raise IndexError(f"{self.name} has {len(self)} along `{self.axes[0]}`, so no [{first}].")
@@ -115,7 +119,7 @@ class Labelled:
         found = torch.empty((*indices.shape, *self.shape[1:]), dtype=self.dtype)
         ends = torch.tensor(self._starts[1:], dtype=torch.long)
         files = torch.bucketize(indices, ends, right=True)
-        for at in set(files.tolist()):
+        for at in set(files.flatten().tolist()):
             here = files == at
             found[here] = self._files.part(at, self.name)[indices[here] - self._starts[at]]
         return found
@@ -125,7 +129,8 @@ class Labelled:
         return self._slice(0, len(self))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        found = self.tensor().numpy()
+        whole = self.tensor()
+        found = (whole.float() if whole.dtype is torch.bfloat16 else whole).numpy()  # numpy has no bfloat16
         return found if dtype is None else found.astype(dtype)
 
     def batches(self, size: int, **how: Any) -> Iterator[torch.Tensor]:

@@ -52,9 +52,8 @@ class Shard:
         self._file = file
         self.notes: dict[str, Any] = json.loads((file.metadata() or {}).get("notes", "{}"))
 
-    def names(self) -> list[str]:
-        """The names of its tensors."""
-        return list(self._file.keys())
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shard, (self.path, self.entry)  # opened again where it goes: a mapped file does not travel
 
     def tensor(self, name: str) -> torch.Tensor:
         """One of its tensors, of which only what is looked at is read. Writing to it does not reach the file."""
@@ -139,18 +138,28 @@ class Shards:
         path = Path(folder).expanduser()
         path.mkdir(parents=True, exist_ok=True)
         settings = json.loads(json.dumps(settings))  # as they will be read back
-        if (path / INDEX).exists():
-            shards = cls.read(path, kind)
-            shards._same(settings)
-        elif any(path.iterdir()) and not all(_ours(file) for file in path.iterdir()):
+        shards = cls(path, kind, settings)
+        if not shards._go_on() and not all(_ours(file) for file in path.iterdir()):
             raise RecordingError(f"{path} has files in it and no {kind}. Give an empty or a new folder.")
-        else:
-            shards = cls(path, kind, settings)
         shards._take_lock()
-        shards.clean()
-        if not (path / INDEX).exists():
-            shards.save()
+        try:
+            begun = shards._go_on()  # again: another process may have written until it let go of the lock
+            shards.clean()
+            if not begun:
+                shards.save()
+        except BaseException:
+            shards.close()
+            raise
         return shards
+
+    def _go_on(self) -> bool:
+        """Take over what is in the folder; False if nothing is."""
+        if not (self.folder / INDEX).exists():
+            return False
+        found = self.read(self.folder, self.kind)
+        found._same(self.settings)
+        self.progress, self.entries = found.progress, found.entries
+        return True
 
     def _same(self, settings: Mapping[str, Any]) -> None:
         for name in dict.fromkeys([*self.settings, *settings]):
@@ -202,7 +211,7 @@ class Shards:
         Returns:
             Its entry in the index.
         """
-        path = self.folder / f"{len(self.entries):05d}.safetensors"
+        path = self.folder / f"{self._free():05d}.safetensors"
         temporary = path.with_suffix(".tmp")
         write_tensors(temporary, tensors, notes)
         with temporary.open("rb") as file:
@@ -212,6 +221,18 @@ class Shards:
         self.entries.append(entry)
         self.save()
         return entry
+
+    def drop(self, kept: int) -> None:
+        """Keep the first files and remove the others, whose names nobody gets again: somebody may still look there."""
+        self.progress["free"] = self._free()
+        del self.entries[kept:]
+        self.save()
+        self.clean()
+
+    def _free(self) -> int:
+        """A number that no file has, or had."""
+        last = int(Path(self.entries[-1]["file"]).stem) if self.entries else -1
+        return max(last + 1, int(self.progress.get("free", 0)))
 
     def save(self) -> None:
         """Write the index."""

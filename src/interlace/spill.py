@@ -68,11 +68,9 @@ class Spill:
         shards = Shards.write(folder, "cache", settings)
         shards.progress.setdefault("traces", 0)
         shards.progress["aliases"] = dict(aliases)
-        whole = [entry for entry in shards.entries if entry["trace"] < shards.progress["traces"]]
-        if len(whole) < len(shards.entries):  # what a trace left that did not come to its end
-            shards.entries = whole
-            shards.save()
-            shards.clean()
+        whole = sum(entry["trace"] < shards.progress["traces"] for entry in shards.entries)
+        if whole < len(shards.entries):  # what a trace left that did not come to its end
+            shards.drop(whole)
         return cls(shards, limit)
 
     @classmethod
@@ -131,12 +129,13 @@ class Spill:
             return entry.value
         shard = self._open.get(entry.file)
         if shard is None:
-            about = next((one for one in self.shards.entries if one["file"] == entry.file), None)
-            if about is None:
+            path = self.shards.folder / entry.file
+            if not path.exists():
                 raise RecordingError(
-                    f"{self.shards.folder / entry.file} is there no more: its trace did not end well."
+                    f"{path} is there no more: its trace did not end well, and a later one took its place."
                 )
-            shard = self._open[entry.file] = Shard(self.shards.folder / entry.file, about)
+            about = next(one for one in self.shards.entries if one["file"] == entry.file)
+            shard = self._open[entry.file] = Shard(path, about)
         return _unpack(entry.shape, shard)
 
     def entries(self) -> Iterator[tuple[str, Port, int, Entry]]:
@@ -167,13 +166,14 @@ def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     inside = trees.children(value)
     if inside is None:
         return {"plain": value} if isinstance(value, PLAIN) else {"lost": type(value).__name__}
-    parts = {spelled: _pack(part, name + spelled, tensors) for spelled, part in inside}
+    parts = [_pack(part, name + spelled, tensors) for spelled, part in inside]
     if type(value) in (tuple, list):
-        return {type(value).__name__: list(parts.values())}
-    if isinstance(value, Mapping):
-        parts = dict(zip(map(str, value), parts.values(), strict=True))
-    kind = "dict" if type(value) is dict else "fields"
-    return {kind: {spelled.removeprefix("."): part for spelled, part in parts.items()}}
+        return {type(value).__name__: parts}
+    if type(value) is dict:  # as pairs: what is a key in JSON is text
+        keys = [key if isinstance(key, PLAIN) else str(key) for key in value]
+        return {"dict": [list(pair) for pair in zip(keys, parts, strict=True)]}
+    names = map(str, value) if isinstance(value, Mapping) else (at.removeprefix(".") for at, _ in inside)
+    return {"fields": dict(zip(names, parts, strict=True))}
 
 
 def _unpack(shape: Any, shard: Shard) -> Any:
@@ -183,7 +183,8 @@ def _unpack(shape: Any, shard: Shard) -> Any:
     if kind in ("tuple", "list"):
         parts = [_unpack(part, shard) for part in inside]
         return tuple(parts) if kind == "tuple" else parts
-    if kind in ("dict", "fields"):
-        fields = {name: _unpack(part, shard) for name, part in inside.items()}
-        return fields if kind == "dict" else Fields(fields)
+    if kind == "dict":
+        return {key: _unpack(part, shard) for key, part in inside}
+    if kind == "fields":
+        return Fields({name: _unpack(part, shard) for name, part in inside.items()})
     return inside if kind == "plain" else None

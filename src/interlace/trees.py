@@ -4,8 +4,9 @@ What travels between the modules of a model is a tensor or some nest of containe
 that is not a known container is a leaf. Knows nothing of models.
 """
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -41,13 +42,19 @@ def rebuild(value: Any, parts: list[Any]) -> Any:
         if type(value) is dict:
             return items
         make: Any = type(value)
-        return make(**items) if all(isinstance(key, str) for key in items) else make(items)
+        if dataclasses.is_dataclass(value):  # a `ModelOutput`
+            return make(**items)
+        if not isinstance(value, MutableMapping):
+            return make(items)
+        same = copy.copy(value)  # with what its class keeps beside the items
+        same.update(items)
+        return same
     names = [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
-    copy = object.__new__(type(value))
-    copy.__dict__.update(getattr(value, "__dict__", {}))
+    other = object.__new__(type(value))
+    other.__dict__.update(getattr(value, "__dict__", {}))
     for name, part in zip(names, parts, strict=True):
-        object.__setattr__(copy, name, part)
-    return copy
+        object.__setattr__(other, name, part)
+    return other
 
 
 def _sequence(value: Any, parts: list[Any]) -> Any:

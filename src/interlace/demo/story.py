@@ -1,4 +1,4 @@
-"""What `interlace demo` does to the embedded model: five experiments, and what each of them found.
+"""What `interlace demo` does to the embedded model: its experiments, and what each of them found.
 
 It uses the recipes as any user would. It knows nothing of pictures or pages.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from interlace.config import config
 from interlace.demo import demo_model
 from interlace.language import LanguageModel
 from interlace.recipes import (
@@ -140,7 +141,7 @@ def tell() -> Findings:
     tokens = _tokens(model, clean)
     name_pos = tokens.index(" Mary")
     prefers = logit_difference(_ids(model, ["Mary"]), _ids(model, ["Anna"]))
-    with tqdm(total=5, desc="experiments", unit="", delay=1, leave=False) as bar:
+    with tqdm(total=5, desc="experiments", unit="", delay=1, leave=False, disable=not config.progress) as bar:
 
         def done(result: T) -> T:
             bar.update()
