@@ -264,6 +264,15 @@ def test_a_module_that_is_no_child_is_wrapped_and_seen() -> None:
         model.secret.output[:] = 1
         ones = model.output
     assert torch.equal(ones, torch.ones(1, 2))
+    for where in ("in the invoke", "above it"):
+        for twin in (model, il.Model(net)):
+            with twin.trace() as tracer:
+                if where == "above it":
+                    twin.secret
+                with tracer.invoke(x):
+                    inner = twin.secret.output
+            assert torch.equal(inner, net(x))
+            assert all("_compiled_call_impl" not in vars(module) for module in (net, net.secret))
 
 
 # -- a submodule with the name of a feature -------------------------------------------------------------------------

@@ -353,10 +353,15 @@ class Trace:
 
     def tap(self, module: nn.Module) -> None:
         """Let a module that the tree has just learned of report in this run."""
-        if not any(module in placed.modules for placed in (self._taps, *self._strays) if placed is not None):
+        if self._outer is not None:
+            self._outer.tap(module)
+        elif not any(
+            module in placed.modules for placed in (self._taps, *self._strays) if placed is not None
+        ):
             self._strays.append(Taps(module.modules()))
             self._strays[-1].install(self)
-            self.model_run.learn(self._strays[-1].keys())
+            if self._run is not None:  # else it begins with taps that know the module
+                self._run.learn(self._strays[-1].keys())
 
     def unfuse(self, module: nn.Module) -> None:
         """Keep torch's fused path from passing over this module in this run.
