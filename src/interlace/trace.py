@@ -118,14 +118,15 @@ class Trace:
                     run.end()  # an interrupt fell into it: do the rest
                 raise
             finally:
-                self._close()
                 try:
-                    if prompts is not None:
-                        prompts.close()
+                    self._close()
                 finally:
-                    caches, self._caches = self._caches, []
-                    for cache in caches:
-                        cache._close(run, whole)
+                    try:
+                        if prompts is not None:
+                            prompts.close()
+                    finally:
+                        if self._caches:
+                            self._close_caches(run, whole)
 
     def _close(self) -> None:
         """Undo what entering did. An interrupt may fall anywhere in it; it is then done again."""
@@ -144,6 +145,14 @@ class Trace:
             self._tree.remember(self._run.reads)
         self._run = self._steps = self._prepare = self._taps = None
         self._breaks.clear()
+
+    def _close_caches(self, run: Run | None, whole: bool) -> None:
+        """Close each, though what one of them reports may be an error."""
+        try:
+            self._caches.pop(0)._close(run, whole)
+        finally:
+            if self._caches:
+                self._close_caches(run, whole)
 
     def __del__(self) -> None:
         if getattr(self, "_taps", None) is not None:
