@@ -31,10 +31,20 @@ Watcher = Callable[[Visit], None]
 
 
 class Everything:
-    """A set that has everything in it: while a run is being ended, every tap must raise."""
+    """A set that has everything in it."""
 
     def __contains__(self, key: object) -> bool:
         return True
+
+
+class EveryModule:
+    """A set that has the key of every module in it: while a run is being ended, every tap must raise.
+
+    Operations go on: they are what the `finally` block of a rewritten forward is made of.
+    """
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, int)
 
 
 class Tally:
@@ -279,14 +289,14 @@ class Run:
             if self.at_end:
                 self._release()  # an interrupt fell into it before
             return
-        self.tally.before = self.tally.after = Everything()
+        self.tally.before = self.tally.after = EveryModule()
         self._wanted = None
         started = self.switch.started
         self.switch.end()
-        if not self.switch.done:
-            return  # left to the thread that owns it
         error = self.switch.error
         self._release()
+        if not self.switch.done:
+            return  # its stack is left to be unwound later, by the thread that owns it
         if error is not None and not isinstance(error, Exception):
             self.switch.error = None
             raise error  # Ctrl-C, say: it must not end as a warning
