@@ -266,8 +266,12 @@ class Run:
                 raise
             self.pending.clear()
         while not self.switch.done:
-            self.live = None
-            self.switch.resume()
+            live, self.live = self.live, None
+            try:
+                self.switch.resume()
+            except TraceError:  # it could not go on, and is where it was
+                self.live = live
+                raise
             if self.switch.done:
                 self._close()
         return self.switch.result

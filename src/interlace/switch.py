@@ -201,8 +201,8 @@ class Switch:
             raise ThreadError(
                 "This trace belongs to another thread; open a trace in the thread that uses it."
             )
-        if home.abandoned:
-            unwind_abandoned()
+        if home.abandoned and self._unwound_before():
+            return
         worker, parked, token, resumer = self._worker, home.parked, self._token, getcurrent()
         if worker is None:
             worker = self._start(home, resumer)
@@ -234,6 +234,11 @@ class Switch:
         else:
             self._ambient = now
             parked.append(token)
+
+    def _unwound_before(self) -> bool:
+        """Unwind what was left, and tell whether this was one of them."""
+        unwind_abandoned()
+        return self.done
 
     def _take_turn(self, parked: list[object], worker: Worker) -> None:
         """Go on although others were parked later."""
