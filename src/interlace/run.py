@@ -504,8 +504,13 @@ class Run:
         visit = Visit(site.key, self.starts[site.key], args, kwargs)
         self.tally.entered.append(site.key)
         tell(visit, "input")
-        visit.result = call(*visit.args, **visit.kwargs)
+        try:
+            visit.result = call(*visit.args, **visit.kwargs)
+        except BaseException:
+            self.broke(site.key)
+            raise
         self.tally.left.append(site.key)
+        visit.number = self.seen(site.key, "output") - 1
         tell(visit, "output")
         return visit
 
