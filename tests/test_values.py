@@ -740,6 +740,7 @@ def test_a_value_exists_only_inside_a_trace(model: il.Model, x: Tensor, feature:
         with pytest.raises(OutsideTraceError, match=rf"`model\[0\]\.{name}` .*inside a trace") as caught:
             GUARDED[feature](model)
         assert "with model.trace(...):" in str(caught.value)
+        assert ("after a scan" in str(caught.value)) == (feature in ("output", "input", "inputs"))
         assert isinstance(caught.value, ValueError)
         with model.trace(x):
             model[0].output

@@ -187,7 +187,7 @@ class Envoy:
     def _visit_or_scan(self, feature: str, frame: Any) -> Visit:
         trace = self._tree.trace_at(frame)
         if trace is None:
-            return self._scanned(feature, frame)
+            return self._scanned("input", frame, feature)
         if self._fused:
             trace.unfuse(self._module)
         return trace.visit(self._site, "input")
@@ -198,16 +198,16 @@ class Envoy:
             trace.unfuse(self._module)
         return trace.before(self._site)
 
-    def _scanned(self, feature: str, frame: Any) -> Visit:
-        port: Port = "output" if feature == "output" else "input"
+    def _scanned(self, port: Port, frame: Any, feature: str = "output", of: "Envoy | None" = None) -> Visit:
+        """What a scan saw, or what a backward asks for again; `feature` is of this envoy, or of another one."""
         recalled = self._tree.recalled(frame, self._site, port, 0)
         if recalled is not None:
             return recalled
         found = self._tree.shapes.get(self._path)
         if found is None:
-            what = f"`{spell(self._path)}.{feature}`"
+            what = f"`{spell((of or self)._path)}.{feature}`"
             if not self._tree.shapes or self._tree.busy:
-                self._tree.trace_for(frame, what)
+                self._tree.trace_for(frame, what, "inside a trace, or after a scan")
             raise OutsideTraceError(
                 f"{what} was not reached by the last scan: the model has not called the module to the end.\n"
                 f"Scan with an input for which it does, or the module itself: `{spell(self._path)}.scan(...)`."
