@@ -43,7 +43,8 @@ class Trace:
     """One run of a model, and the block that it waits for.
 
     Args:
-        tree: The model.
+        model: The envoy to trace.
+        tree: Its tree.
         call: Prepares the input and returns the call to run, or raises `InputError`; called on entering.
         paced: Whether the traced module's starts are the steps of this run, because a method of it is traced.
 
