@@ -390,7 +390,7 @@ class Trace:
         """What the traced call returned (token ids for `generate`); in the block, the model finishes first.
 
         Raises:
-            TraceError: The model failed or the run was stopped, so there is none.
+            TraceError: The model failed or the run was stopped, so there is none. After the block it is then None.
         """
         here = self._here()
         run = here._run
