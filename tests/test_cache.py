@@ -450,6 +450,18 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
 # -- what was never reached --------------------------------------------------------------------------------------
 
 
+def test_a_cache_is_closed_though_what_another_reports_is_an_error() -> None:
+    model = il.Model(Odd())
+    tracer = model.trace(torch.randn(2, 3))
+    tracer.__enter__()
+    tracer.cache(model.dead)
+    other = tracer.cache(model.inner)
+    with pytest.raises(InterlaceWarning, match=r"`model\.dead` was listed"):
+        tracer.__exit__(None, None, None)
+    assert other._where() == "the model has finished"
+    assert pickle.loads(pickle.dumps(other))["inner"].output.shape == other.inner.output.shape
+
+
 def test_a_listed_module_that_was_never_reached_is_reported() -> None:
     """S-84."""
     model = il.Model(Odd())

@@ -127,9 +127,11 @@ def test_an_error_of_torch_at_any_stack_depth_on_both_sides_reaches_the_block(se
 
 
 OPERATOR = """
+import contextlib
 import torch
 from torch import nn
 import interlace as il
+from interlace import switch
 from interlace.errors import TraceError
 
 inner = nn.Linear(2, 2)
@@ -198,7 +200,29 @@ two.close()
 with model.trace(x):          # the refused one is unwound when it is its turn
     model.last.output
 import gc
-from interlace import switch
+assert not switch._homes.home.abandoned and not switch._homes.home.parked
+"""
+    )
+
+
+def test_a_run_that_could_not_be_ended_is_ended_when_it_can_be() -> None:
+    """Fact 12: by whoever comes first, be it the block that stopped it; one that could not finish is where it was."""
+    survives(
+        OPERATOR
+        + """
+for how in ("stop", "result"):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        tracer = stack.enter_context(model.trace(x))
+        model.inner.output
+        with other.trace(x):
+            other[0].output
+            try:
+                tracer.stop() if how == "stop" else tracer.result
+            except TraceError as error:
+                assert how == "result" and "custom torch operator" in str(error), error
+                assert torch.equal(model.inner.output, inner(x))
+assert tracer.result is not None
 assert not switch._homes.home.abandoned and not switch._homes.home.parked
 """
     )

@@ -264,6 +264,15 @@ def test_a_module_that_is_no_child_is_wrapped_and_seen() -> None:
         model.secret.output[:] = 1
         ones = model.output
     assert torch.equal(ones, torch.ones(1, 2))
+    for where in ("in the invoke", "above it"):
+        for twin in (model, il.Model(net)):
+            with twin.trace() as tracer:
+                if where == "above it":
+                    twin.secret
+                with tracer.invoke(x):
+                    inner = twin.secret.output
+            assert torch.equal(inner, net(x))
+            assert all("_compiled_call_impl" not in vars(module) for module in (net, net.secret))
 
 
 # -- a submodule with the name of a feature -------------------------------------------------------------------------
@@ -307,6 +316,18 @@ def test_a_submodule_named_output_warns_once() -> None:
         again.nns_output
 
 
+def test_a_submodule_named_output_warns_only_where_its_name_is_written() -> None:
+    """S-07: not where an alias, a predicate, a pickle or a repr leads to it."""
+    net, x = nn.Sequential(Bert()), torch.ones(1, 3)
+    model = il.Model(net, rename={"output": "last", "0.output": "deep"})
+    assert model[0].last is model.deep is model[0].E_output
+    assert "deep/0.output" in repr(model)
+    with model.trace(x) as tracer:
+        cache = tracer.cache(lambda envoy: envoy.path == "model.0.output")
+    assert list(cache) == ["model.0.output"]
+    assert pickle.loads(pickle.dumps(model[0].E_output)).path == "model.0.output"
+
+
 @pytest.mark.filterwarnings("ignore::interlace.errors.InterlaceWarning")
 def test_assigning_to_a_submodule_named_output_says_where_the_value_is() -> None:
     """S-07."""
@@ -321,8 +342,9 @@ def test_a_submodule_named_output_is_documented_and_pickles() -> None:
     model = il.Model(nn.Sequential(Bert()))
     assert "nns_output" in repr(model)
     twin = pickle.loads(pickle.dumps(model))
-    assert twin[0].output.path == "model.0.output"
-    assert isinstance(twin[0], il.Envoy)
+    for part in (twin[0], copy.copy(model[0]), copy.copy(il.Model(Bert()))):
+        assert part.output.path == f"{part.path}.output"
+        assert isinstance(part, il.Envoy)
 
 
 @pytest.mark.filterwarnings("ignore::interlace.errors.InterlaceWarning")
@@ -355,6 +377,10 @@ def test_a_method_is_a_trace_context_and_a_plain_call(net: Transformer, model: i
     with model.trace(ids(), fn="generate", steps=2) as tracer:
         pass
     assert torch.equal(tracer.result, plain)
+
+
+def test_a_method_is_copied(model: il.Model) -> None:
+    assert copy.copy(model.generate).__name__ == "generate"
 
 
 def test_a_method_that_returns_its_module_returns_the_envoy(model: il.Model) -> None:
@@ -460,7 +486,9 @@ def test_get_walks_a_path(model: il.Model) -> None:
         asked = model.get("h.0.mlp.input")
         got = model.get("h.0.mlp.output")
         same = got is model.h[0].mlp.output
+        further = model.get("h.0.mlp.output.shape")
     assert same
+    assert further == got.shape
     assert asked.shape == got.shape
 
 

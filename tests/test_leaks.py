@@ -205,6 +205,16 @@ def test_leaving_a_block_in_any_way_runs_the_finally_blocks_of_the_model(how: st
     assert net.closed == 1
 
 
+def test_the_operations_of_a_finally_block_are_made_while_a_run_is_ended() -> None:
+    """Fact 7: of a forward whose operations report as of any other."""
+    net = Holds()
+    model = il.Model(net)
+    with model.trace(X) as tracer:
+        model.source.self_inner_0.input  # noqa: B018
+        tracer.stop()
+    assert net.closed == 1
+
+
 def test_a_trace_collected_on_another_thread_is_unwound_by_its_own() -> None:
     """Fact 7: no other thread switches to that stack; its own unwinds it when it next enters a trace."""
     net = Holds()
@@ -233,7 +243,7 @@ def test_leaving_a_trace_on_another_thread_is_an_error_that_leaves_nothing_behin
     model = il.Model(net)
     tracer = model.trace(X)
     tracer.__enter__()
-    model.inner.input  # noqa: B018
+    model.source.self_inner_0.input  # noqa: B018
     caught: list[BaseException] = []
 
     def leave() -> None:
@@ -247,6 +257,7 @@ def test_leaving_a_trace_on_another_thread_is_an_error_that_leaves_nothing_behin
     thread.join()
     assert len(caught) == 1
     assert all("_compiled_call_impl" not in part.__dict__ for part in net.modules())
+    assert "forward" not in net.__dict__
     with model.trace(X):
         assert net.closed == 1
 

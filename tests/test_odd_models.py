@@ -207,6 +207,16 @@ def test_what_is_inside_a_compiled_part_is_said_not_to_run() -> None:
     assert torch.equal(hidden, net.b._orig_mod.p(X))
 
 
+def test_a_module_of_a_name_like_the_compilers_is_not_said_to_be_compiled() -> None:
+    net: Any = nn.Sequential(Inner())
+    net[0].__class__ = type("Unused", (Inner,), {"__module__": "my_dynamo_net", "forward": lambda _, x: x})
+    with (
+        pytest.raises(NotReachedError, match="Not seen are a branch not taken"),
+        il.Model(net).trace(X) as tracer,
+    ):
+        tracer.model[0].p.output  # noqa: B018
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at it, traced or not
 def test_a_model_compiled_as_a_whole_or_in_place() -> None:
     net = Net()

@@ -207,6 +207,33 @@ def test_outside_of_a_loop_a_request_means_the_first_visit(
             model.block.output
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_loop_over_a_step_that_has_passed_leaves_the_order_as_it_was(
+    model: il.Model, net: Looped, x: Tensor, alone: bool
+) -> None:
+    """Law 5: nothing is kept on the way to a step that nobody looks for any more."""
+    refused = []
+
+    def block(tracer: Any) -> None:
+        for _ in tracer.iter[:2]:
+            model.block.output
+        with pytest.raises(OrderError, match=r"`model\.block\.input` has passed"):
+            next(tracer.iter[0])
+        out = model.head.output
+        model.output
+        with pytest.raises(OrderError, match=r"`model\.head\.output` has passed"):
+            model.head.output
+        refused.append(out)
+
+    if alone:
+        with model.trace(x) as tracer:
+            block(tracer)
+    else:
+        with model.trace() as tracer:
+            tracer.invoke(x)(lambda: block(tracer))
+    assert torch.equal(refused[0], net(x))
+
+
 def test_next_goes_on_to_the_following_step(model: il.Model, x: Tensor, visits: list[Tensor]) -> None:
     """S-81: by one or by several; it returns the tracer."""
     with model.trace(x) as tracer:

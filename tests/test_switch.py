@@ -1,7 +1,9 @@
 """A function on a stack of its own, in strict turns: values, errors, context, and who may resume it."""
 
 import contextvars
+import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 from greenlet import getcurrent, greenlet
@@ -134,3 +136,27 @@ def test_workers_are_kept_and_bounded_and_hold_nothing() -> None:
     assert 0 < len(idle) <= KEPT
     assert all(worker.job is None and worker.tracing is None for worker in idle)
     assert _homes.home.parked == parked
+
+
+def test_a_worker_that_was_started_deep_in_calls_is_not_kept() -> None:
+    """Law 12: what ran on this thread before takes nothing from the recursion that is left to a job."""
+
+    def deep(calls: int, job: Callable[[], int]) -> int:
+        if calls:
+            return deep(calls - 1, job)
+        switch = Switch(job, None)
+        switch.resume()
+        return int(switch.result)
+
+    def left() -> int:
+        try:
+            return 1 + left()
+        except RecursionError:
+            return 0
+
+    limit = sys.getrecursionlimit()
+    _homes.home.idle.clear()
+    assert deep(limit // 2, left) < limit // 2
+    assert deep(0, left) > limit // 2
+    deep(limit // 4, lambda: deep(limit // 4, left))
+    assert deep(0, left) > limit // 2

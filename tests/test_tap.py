@@ -2,8 +2,10 @@
 
 import copy
 import pickle
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -79,6 +81,28 @@ def test_trees_over_one_module_share_its_taps_and_leave_in_any_order(order: str,
         assert bare(net)
         if compiled:
             net[1].__dict__[SLOT] = own
+
+
+def test_taps_that_are_lent_stand_while_the_other_tree_takes_its_own_away() -> None:
+    """Law 9: a run in another thread may call the module at any moment of it."""
+    net = sequential()
+    mine, theirs = il.Model(net), il.Model(net)
+    gone: list[str] = []
+
+    def look(frame: FrameType, event: str, arg: Any) -> None:
+        if SLOT not in net[0].__dict__:
+            gone.append(f"{event} {frame.f_code.co_name}")
+
+    with mine.trace(X):
+        tracer = theirs.trace(X)
+        tracer.__enter__()
+        sys.setprofile(look)
+        try:
+            tracer.__exit__(None, None, None)
+        finally:
+            sys.setprofile(None)
+    assert gone == []
+    assert bare(net)
 
 
 def test_a_tree_over_a_part_shares_with_the_whole() -> None:

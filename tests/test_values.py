@@ -682,6 +682,30 @@ def test_a_hooked_call_is_the_next_visit(net: nn.Sequential, model: il.Model, x:
     assert torch.equal(out, net(x))
 
 
+def test_a_hooked_call_that_raises_is_a_visit_without_an_output(model: il.Model, x: Tensor) -> None:
+    """S-32: as a call of the model's own that raises."""
+    with model.trace(x) as tracer:
+        cache = tracer.cache([model[2]], include_inputs=True)
+        model[0].output
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            model[2](torch.ones(1, 7), hook=True)
+        with pytest.raises(NotReachedError, match="that call raised an error"):
+            model[2].output
+    assert len(cache[2].inputs) == 2
+    assert list(cache._values["output"][model[2]._site.key]) == [1]
+
+
+def test_a_hooked_call_within_a_call_of_its_module_has_a_number_of_its_own(x: Tensor) -> None:
+    """S-32: outputs are counted as they come, so the inner call's is the first."""
+    net = nn.Sequential(nn.Sequential(nn.Linear(3, 3)))
+    model = il.Model(net)
+    with model.trace(x) as tracer:
+        cache = tracer.cache([model[0]])
+        model[0][0].output
+        side = model[0](2 * x, hook=True)
+    assert [torch.equal(one, side) for one in cache[0].output] == [True, False]
+
+
 def test_a_call_outside_is_normal(net: nn.Sequential, model: il.Model, x: Tensor) -> None:
     """S-32."""
     assert torch.equal(model(x), net(x))
@@ -716,6 +740,7 @@ def test_a_value_exists_only_inside_a_trace(model: il.Model, x: Tensor, feature:
         with pytest.raises(OutsideTraceError, match=rf"`model\[0\]\.{name}` .*inside a trace") as caught:
             GUARDED[feature](model)
         assert "with model.trace(...):" in str(caught.value)
+        assert ("after a scan" in str(caught.value)) == (feature in ("output", "input", "inputs"))
         assert isinstance(caught.value, ValueError)
         with model.trace(x):
             model[0].output

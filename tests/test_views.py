@@ -255,10 +255,30 @@ def test_a_view_outside_of_a_trace(model: il.Model) -> None:
         model.h[0].attn.norm
     with pytest.raises(OutsideTraceError, match=r"`model\.h\[0\]\.attn\.heads` exists only inside a trace"):
         model.h[0].attn.heads = torch.zeros(1)
+    with pytest.raises(OutsideTraceError, match=r"`model\.h\[0\]\.attn\.heads` exists .* or after a scan"):
+        model.h[0].attn.heads
     seen = Visit(None, 0, (), {})
     seen.result = (torch.zeros(2, 5, 8), None)
     model._tree.shapes["model.h.0.attn"] = seen
     assert model.h[0].attn.norm.shape == (2, 5)
+
+
+def test_a_view_in_a_backward_is_of_what_was_read_at_its_port(net: Transformer) -> None:
+    """S-98, S-90: a view of an output is derived from the output that a trace has read."""
+
+    class Pattern(il.Envoy):
+        @il.view("output")
+        def pattern(self, output: Any) -> Tensor:
+            """Batch head query_pos key_pos."""
+            return output[1]  # type: ignore[no-any-return]
+
+    model = il.Model(net, envoys={Attention: Pattern})
+    with model.trace(ids()):
+        output = model.h[0].attn.output
+        loss = model.output.logits.sum()
+    (expected,) = torch.autograd.grad(loss, output[1], retain_graph=True)
+    with il.backward(loss):
+        assert torch.equal(model.h[0].attn.pattern.grad, expected)
 
 
 def test_a_view_obeys_the_order(model: il.Model) -> None:

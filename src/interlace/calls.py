@@ -164,6 +164,8 @@ class Method:
         return self.envoy if result is self.envoy._module else result
 
     def __getattr__(self, name: str) -> Any:
+        if "function" not in self.__dict__:  # a copy asks before it has anything
+            raise AttributeError(name)
         return getattr(self.function, name)
 
     def __repr__(self) -> str:

@@ -187,7 +187,7 @@ class Envoy:
     def _visit_or_scan(self, feature: str, frame: Any) -> Visit:
         trace = self._tree.trace_at(frame)
         if trace is None:
-            return self._scanned(feature, frame)
+            return self._scanned("input", frame, feature)
         if self._fused:
             trace.unfuse(self._module)
         return trace.visit(self._site, "input")
@@ -198,16 +198,16 @@ class Envoy:
             trace.unfuse(self._module)
         return trace.before(self._site)
 
-    def _scanned(self, feature: str, frame: Any) -> Visit:
-        port: Port = "output" if feature == "output" else "input"
+    def _scanned(self, port: Port, frame: Any, feature: str = "output", of: "Envoy | None" = None) -> Visit:
+        """What a scan saw, or what a backward asks for again; `feature` is of this envoy, or of another one."""
         recalled = self._tree.recalled(frame, self._site, port, 0)
         if recalled is not None:
             return recalled
         found = self._tree.shapes.get(self._path)
         if found is None:
-            what = f"`{spell(self._path)}.{feature}`"
+            what = f"`{spell((of or self)._path)}.{feature}`"
             if not self._tree.shapes or self._tree.busy:
-                self._tree.trace_for(frame, what)
+                self._tree.trace_for(frame, what, "inside a trace, or after a scan")
             raise OutsideTraceError(
                 f"{what} was not reached by the last scan: the model has not called the module to the end.\n"
                 f"Scan with an input for which it does, or the module itself: `{spell(self._path)}.scan(...)`."
@@ -565,6 +565,13 @@ class Envoy:
         own[name] = child
         return child
 
+    def _below(self, path: str) -> "Envoy":
+        """The envoy at a path of modules from here. Unlike `get`, it warns of no feature that one of them hides."""
+        here = self
+        for name in path.split(".") if path else ():
+            here = here._child(name) if name in here._module._modules else getattr(here, name)
+        return here
+
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__
         if "_module" not in own or name in _OWN:
@@ -578,7 +585,7 @@ class Envoy:
             return self._child(name)
         target = self._tree.names.aliases.get(self._path, {}).get(name)
         if target is not None:
-            return self.get(target)
+            return self._below(target)
         if name.startswith("nns_") and name[4:] in FEATURES:
             return self._feature(name[4:])
         if name.startswith("E_") and name[2:] in module._modules:
@@ -611,7 +618,7 @@ class Envoy:
             for top in (self, self.root):
                 for path, module in top._module.named_modules():
                     if module is value:
-                        return top.get(path)
+                        return top._below(path)
             return self._stray(name, value)
         if inspect.isroutine(value) or type(value).__name__ == "partial":
             return calls.Method(self, name, value)
@@ -709,17 +716,9 @@ class Envoy:
         """
         here: Any = self
         for part in path.split("."):
-            if part in ("output", "input", "inputs") and not (
-                isinstance(here, Envoy) and part in here._module._modules
-            ):
-                return here._value(part, sys._getframe(1)) if isinstance(here, Envoy) else getattr(here, part)
             if part:
                 here = getattr(here, part)
         return here
-
-    def _value(self, port: str, frame: Any) -> Any:
-        del frame
-        return getattr(self, port)
 
     def modules(self, include_fn: Callable[["Envoy"], bool] | None = None, names: bool = False) -> list[Any]:
         """Every envoy of the subtree, children before self.
@@ -772,7 +771,7 @@ class Envoy:
         return show(self)
 
     def __copy__(self) -> "Envoy":
-        twin: Envoy = object.__new__(_plain(type(self)))
+        twin: Envoy = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         if self._path == self._tree.path:
             tree = self._tree.twin()
@@ -799,7 +798,7 @@ def _restore(
     if path == root:
         top.__dict__.update(state)
         return top
-    return top.get(path.removeprefix(root + "."))
+    return top._below(path.removeprefix(root + "."))
 
 
 def _make(tree: Tree, path: str, above: Envoy | None) -> Envoy:

@@ -1,7 +1,7 @@
 """What depends on the interpreter's frames and bytecode: who owns a trace, whether a `with` follows a call.
 
 A trace belongs to the frame in which its `with` stands, and a request goes to the trace whose owner is
-nearest on the asker's own stack. Nothing else in the library looks at frames, opcodes or source.
+nearest on the asker's own stack. What is captured or rewritten is read elsewhere (`capture`, `source`).
 """
 
 import contextlib

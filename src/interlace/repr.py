@@ -51,7 +51,11 @@ def _children(envoy: "Envoy") -> list[str]:
 def _mounts(envoy: "Envoy") -> list[str]:
     mounts = envoy._tree.names.aliases.get(envoy._path, {})
     return _plain(
-        [(f"{alias}/{target}", _text(envoy.get(target))) for alias, target in mounts.items() if "." in target]
+        [
+            (f"{alias}/{target}", _text(envoy._below(target)))
+            for alias, target in mounts.items()
+            if "." in target
+        ]
     )
 
 

@@ -31,10 +31,20 @@ Watcher = Callable[[Visit], None]
 
 
 class Everything:
-    """A set that has everything in it: while a run is being ended, every tap must raise."""
+    """A set that has everything in it."""
 
     def __contains__(self, key: object) -> bool:
         return True
+
+
+class EveryModule:
+    """A set that has the key of every module in it: while a run is being ended, every tap must raise.
+
+    Operations go on: they are what the `finally` block of a rewritten forward is made of.
+    """
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, int)
 
 
 class Tally:
@@ -225,6 +235,10 @@ class Run:
             self.ask(site, port, number)
         except NotReachedError:
             return False
+        except TraceError:
+            if not self.switch.done:
+                self.passing = None  # nobody looks ahead any more
+            raise
         else:
             self.passing = None
             return True
@@ -256,8 +270,12 @@ class Run:
                 raise
             self.pending.clear()
         while not self.switch.done:
-            self.live = None
-            self.switch.resume()
+            live, self.live = self.live, None
+            try:
+                self.switch.resume()
+            except TraceError:  # it could not go on, and is where it was
+                self.live = live
+                raise
             if self.switch.done:
                 self._close()
         return self.switch.result
@@ -279,14 +297,14 @@ class Run:
             if self.at_end:
                 self._release()  # an interrupt fell into it before
             return
-        self.tally.before = self.tally.after = Everything()
+        self.tally.before = self.tally.after = EveryModule()
         self._wanted = None
         started = self.switch.started
         self.switch.end()
-        if not self.switch.done:
-            return  # left to the thread that owns it
         error = self.switch.error
         self._release()
+        if not self.switch.done:
+            return  # its stack is left to be unwound later, by the thread that owns it
         if error is not None and not isinstance(error, Exception):
             self.switch.error = None
             raise error  # Ctrl-C, say: it must not end as a warning
@@ -490,8 +508,13 @@ class Run:
         visit = Visit(site.key, self.starts[site.key], args, kwargs)
         self.tally.entered.append(site.key)
         tell(visit, "input")
-        visit.result = call(*visit.args, **visit.kwargs)
+        try:
+            visit.result = call(*visit.args, **visit.kwargs)
+        except BaseException:
+            self.broke(site.key)
+            raise
         self.tally.left.append(site.key)
+        visit.number = self.seen(site.key, "output") - 1
         tell(visit, "output")
         return visit
 

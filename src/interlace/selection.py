@@ -266,7 +266,7 @@ def _of_class(tree: "Tree", outline: Outline, top: str, cls: type) -> Wanted:
 def _by_predicate(envoy: "Envoy", outline: Outline, predicate: Callable[[Any], Any]) -> Wanted:
     said, top, root = f"`{getattr(predicate, '__name__', 'the predicate')}`", envoy._path, envoy.root
     below = [path for path in outline.sites if _below(path, top)]
-    sites = _once(outline.sites[path] for path in below if predicate(root.get(path.partition(".")[2])))
+    sites = _once(outline.sites[path] for path in below if predicate(root._below(path.partition(".")[2])))
     if not sites:
         raise InputError(f"No module below `{spell(top)}` is chosen by {said}.")
     return Wanted(said, sites)

@@ -40,6 +40,10 @@ FAR = 1 << 16
 """Bytes of the resumer's stack that a switch may copy before its worker is replaced by a nearer one."""
 
 
+DEEP = 200
+"""How many calls deep a worker may have been started to be kept: all its jobs begin at that depth of recursion."""
+
+
 class Worker(greenlet):
     """A stack that waits for jobs. `tracing` is what its job was started for; a tap looks it up there."""
 
@@ -47,8 +51,7 @@ class Worker(greenlet):
         super().__init__(_enter)
         self.job: Switch | None = None
         self.tracing: Any = None
-        # A stack inherits the recursion depth of the one that starts it; kept, it would hand that on and on.
-        self.nested = isinstance(getcurrent(), Worker)
+        self.depth = _depth()
 
 
 @functools.cache
@@ -99,6 +102,16 @@ def home() -> Home:
     return _homes.home
 
 
+def _depth() -> int:
+    """How deep in calls a stack that is started now begins, counted no further than matters."""
+    frame: FrameType | None = sys._getframe(1)
+    here = getcurrent()
+    depth = here.depth if isinstance(here, Worker) else 0
+    while frame is not None and depth <= DEEP:
+        depth, frame = depth + 1, frame.f_back
+    return depth
+
+
 def guard() -> Callable[[Callable[[], object]], object]:
     """The call that every stack begins with; made once.
 
@@ -125,7 +138,7 @@ def _work() -> None:
         resumer = worker.parent
         assert resumer is not None
         idle = _homes.home.idle
-        if resumer._stack_saved > FAR or len(idle) >= KEPT:  # type: ignore[attr-defined]
+        if resumer._stack_saved > FAR or worker.depth > DEEP or len(idle) >= KEPT:  # type: ignore[attr-defined]
             return
         idle.append(worker)
         resumer.switch()
@@ -201,8 +214,8 @@ class Switch:
             raise ThreadError(
                 "This trace belongs to another thread; open a trace in the thread that uses it."
             )
-        if home.abandoned:
-            unwind_abandoned()
+        if home.abandoned and self._unwound_before():
+            return
         worker, parked, token, resumer = self._worker, home.parked, self._token, getcurrent()
         if worker is None:
             worker = self._start(home, resumer)
@@ -234,6 +247,11 @@ class Switch:
         else:
             self._ambient = now
             parked.append(token)
+
+    def _unwound_before(self) -> bool:
+        """Unwind what was left, and tell whether this was one of them."""
+        unwind_abandoned()
+        return self.done
 
     def _take_turn(self, parked: list[object], worker: Worker) -> None:
         """Go on although others were parked later."""

@@ -231,8 +231,9 @@ class Taps:
                 users.remove(one)
                 return
             self.serve(_IDLE)
-            found = list(map(dict.pop, self.slots, repeat(SLOT), repeat(None)))
-            if found != self.calls:
+            if self.lenders:
+                self._take()
+            elif (found := list(map(dict.pop, self.slots, repeat(SLOT), repeat(None)))) != self.calls:
                 self._put_back(found)
             for index in self.replaced:
                 self._restore(index)
@@ -241,6 +242,12 @@ class Taps:
             self.lenders, self.replaced = [], []
             self.placed = False
             users.clear()
+
+    def _take(self) -> None:
+        """Take away these taps and never those of a lender, which a run in another thread may come to meanwhile."""
+        for slot, call in zip(self.slots, self.calls, strict=True):
+            if slot.get(SLOT) is call:
+                del slot[SLOT]
 
     def _put_back(self, found: list[Any]) -> None:
         """What others have put into a slot stays: a tap that is lent, or what `module.compile()` left."""

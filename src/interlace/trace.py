@@ -43,7 +43,8 @@ class Trace:
     """One run of a model, and the block that it waits for.
 
     Args:
-        tree: The model.
+        model: The envoy to trace.
+        tree: Its tree.
         call: Prepares the input and returns the call to run, or raises `InputError`; called on entering.
         paced: Whether the traced module's starts are the steps of this run, because a method of it is traced.
 
@@ -118,14 +119,15 @@ class Trace:
                     run.end()  # an interrupt fell into it: do the rest
                 raise
             finally:
-                self._close()
                 try:
-                    if prompts is not None:
-                        prompts.close()
+                    self._close()
                 finally:
-                    caches, self._caches = self._caches, []
-                    for cache in caches:
-                        cache._close(run, whole)
+                    try:
+                        if prompts is not None:
+                            prompts.close()
+                    finally:
+                        if self._caches:
+                            self._close_caches(run, whole)
 
     def _close(self) -> None:
         """Undo what entering did. An interrupt may fall anywhere in it; it is then done again."""
@@ -144,6 +146,14 @@ class Trace:
             self._tree.remember(self._run.reads)
         self._run = self._steps = self._prepare = self._taps = None
         self._breaks.clear()
+
+    def _close_caches(self, run: Run | None, whole: bool) -> None:
+        """Close each, though what one of them reports may be an error."""
+        try:
+            self._caches.pop(0)._close(run, whole)
+        finally:
+            if self._caches:
+                self._close_caches(run, whole)
 
     def __del__(self) -> None:
         if getattr(self, "_taps", None) is not None:
@@ -353,10 +363,15 @@ class Trace:
 
     def tap(self, module: nn.Module) -> None:
         """Let a module that the tree has just learned of report in this run."""
-        if not any(module in placed.modules for placed in (self._taps, *self._strays) if placed is not None):
+        if self._outer is not None:
+            self._outer.tap(module)
+        elif not any(
+            module in placed.modules for placed in (self._taps, *self._strays) if placed is not None
+        ):
             self._strays.append(Taps(module.modules()))
             self._strays[-1].install(self)
-            self.model_run.learn(self._strays[-1].keys())
+            if self._run is not None:  # else it begins with taps that know the module
+                self._run.learn(self._strays[-1].keys())
 
     def unfuse(self, module: nn.Module) -> None:
         """Keep torch's fused path from passing over this module in this run.
@@ -375,7 +390,7 @@ class Trace:
         """What the traced call returned (token ids for `generate`); in the block, the model finishes first.
 
         Raises:
-            TraceError: The model failed or the run was stopped, so there is none.
+            TraceError: The model failed or the run was stopped, so there is none. After the block it is then None.
         """
         here = self._here()
         run = here._run

@@ -144,8 +144,8 @@ class Tree:
             frame = frame.f_back
         return None
 
-    def trace_for(self, frame: FrameType | None, what: str) -> "Trace":
-        """Like `trace_at`, or the error that says why there is none."""
+    def trace_for(self, frame: FrameType | None, what: str, only: str = "inside a trace") -> "Trace":
+        """Like `trace_at`, or the error that says why there is none, and where `what` exists."""
         trace = self.trace_at(frame)
         if trace is not None:
             return trace
@@ -162,7 +162,7 @@ class Tree:
                 "Ask for it in the block of the trace."
             )
         raise OutsideTraceError(
-            f"{what} exists only inside a trace, or after a scan.\n"
+            f"{what} exists only {only}.\n"
             f"Write `with {self.path}.trace(...):` around this line."
             + (" A trace that is open belongs to another frame." if traces else "")
         )

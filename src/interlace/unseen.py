@@ -18,7 +18,7 @@ def why(root: nn.Module, top: str, site: Site) -> str | None:
     """
     here, path = root, top
     for part in site.path.partition(".source.")[0].split(".")[1:]:
-        if "_dynamo" in type(here).__module__:
+        if type(here).__module__.startswith("torch._dynamo"):
             return (
                 f"`{spell(path)}` is compiled by torch.compile, so the modules inside are not called. Ask for its "
                 f"own output,\nor trace the module that it was made of: `{spell(path)}.{part}.trace(...)`."

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interlace.errors import TraceError, WriteError
-from interlace.site import Visit, spell
+from interlace.site import Port, Visit, spell
 from interlace.trees import tensors
 from interlace.writes import Insisted, replace
 
@@ -83,12 +83,13 @@ class View:
 
     def _reach(self, envoy: "Envoy", frame: Any) -> "tuple[Trace | None, Visit]":
         target = self._target(envoy)
+        port: Port = "output" if self.port == "output" else "input"
         trace = envoy._tree.trace_at(frame)
         if trace is None:
-            return None, target._scanned(self.name, frame)
+            return None, target._scanned(port, frame, self.name, envoy)
         if target._fused:
             trace.unfuse(target._module)
-        return trace, trace.visit(target._site, "output" if self.port == "output" else "input")
+        return trace, trace.visit(target._site, port)
 
     def _seen(self, envoy: "Envoy", value: Any) -> Any:
         try:

@@ -236,6 +236,11 @@ class Worker:
             self.ask(site, port, number)
         except NotReachedError:
             return False
+        except OrderError:
+            if not schedule.over:
+                self._looked = False
+                schedule.looked(self)
+            raise
         self._looked = False
         schedule.looked(self)
         if self._steps() is None:
