@@ -129,19 +129,20 @@ class Prompts:
         self._bodies.append(run)
         self._names.append(name)
 
-    def _wait(self, asker: Scope, maker: Scope, name: str) -> None:
+    def _wait(self, asker: Scope, maker: Scope, name: str) -> bool:
         """Let a block wait until another one has settled a name."""
         makes = self._templates[maker].line_of(name)
         self._wait_until(asker, name, lambda: maker._il_is_settled(name), f"which line {makes} assigns")
+        return True
 
-    def _wait_for_use(self, asker: Scope, user: Scope, name: str) -> None:
+    def _wait_for_use(self, asker: Scope, user: Scope, name: str) -> bool:
         """Let a block wait until another one, which comes first, has no more use for a name."""
-        if not self._is_past(user, name):
-            last = user._il_uses[name].last
-            until = "to its end" if last == inf else f"up to line {last}"
-            self._wait_until(
-                asker, name, lambda: self._is_past(user, name), f"which a block before uses {until}"
-            )
+        if self._is_past(user, name):
+            return False
+        last = user._il_uses[name].last
+        until = "to its end" if last == inf else f"up to line {last}"
+        self._wait_until(asker, name, lambda: self._is_past(user, name), f"which a block before uses {until}")
+        return True
 
     def _is_past(self, user: Scope, name: str) -> bool:
         """Whether a block, at the line where it pauses, has no more use for a name."""
