@@ -165,6 +165,7 @@ def shared() -> st.SearchStrategy[list[str]]:
             ["kept = [t for t in [total]]"],
             [f"seen = kept[0] + {value}.mean()"],
             ["alias = total", f"alias += {value}.sum()"],
+            [f"score['n'] += {value}.numel()"],
             [f"if (seen := (\n    total\n    * {value}.sum())) > 0: best = seen * 1"],
         ]
         return st.sampled_from(choices)

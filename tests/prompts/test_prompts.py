@@ -271,6 +271,27 @@ def test_an_object_that_a_block_after_has_read_is_not_changed_in_place(model: il
         run(text, {"model": model, "torch": torch, "X": X})
 
 
+@pytest.mark.parametrize("entry", ["found['n']", "found['inner'][0]", "found[key]", "held.value"])
+def test_entries_and_attributes_add_up(model: il.Model, net: nn.Sequential, entry: str) -> None:
+    """S-74, law 4: none is read before the right side has waited for the model, while others add to it."""
+    text = "found, held, key = {'n': 0.0, 'inner': [0.0], (1, 2): 0.0}, Holds(0.0), (1, 2)\n"
+    text += "with model.trace() as tracer:\n"
+    for site in (3, 0, 3):
+        text += f"    with tracer.invoke(X):\n        {entry} += float(model[{site}].output.sum())\n"
+    with torch.no_grad():
+        made = run(text + f"total = {entry}\n", {"model": model, "torch": torch, "X": X, "Holds": Holds})
+        expected = float(net[0](X).sum() + 2 * net(X).sum())
+    assert made["total"] == pytest.approx(expected)
+
+
+def test_a_site_is_asked_for_before_what_is_added_to_it(model: il.Model) -> None:
+    """Law 4: as where the block stands, where the first request is the one on the left."""
+    with pytest.raises(OrderError, match=r"`model\.0\.output` has passed|`model\[0\]\.output` has passed"):
+        with model.trace() as tracer:
+            with tracer.invoke(X):
+                model[3].output += model[0].output.sum()
+
+
 def test_what_cannot_be_changed_in_place_waits_for_nobody(model: il.Model) -> None:
     """S-74: a number is another object after `+=`, and so is a tensor of the block's own."""
     count, total = 0, torch.zeros(())

@@ -90,6 +90,10 @@ class Scope:
         setattr(self, name, value)
         return value
 
+    def _il_keeps_(self, value: object, name: str) -> bool:
+        """Whether an object keeps an attribute itself: to read it asks nobody, and other blocks may change it."""
+        return name in getattr(value, "__dict__", ())
+
     def _il_settled_(self, *names: str) -> None:
         if self._il_settled is not None:
             self._il_settled.update(names)
