@@ -91,6 +91,7 @@ class Prompts:
         self._names: list[str] = []
         self._families: dict[int, tuple[FrameType, Family]] = {}
         self._templates: dict[Scope, Template] = {}
+        self._places: dict[Scope, int] = {}
         self._promises: dict[int, tuple[FrameType, list[Promise]]] = {}
         self._workers: list[Worker] = []
 
@@ -110,6 +111,7 @@ class Prompts:
         scope = body.scope()
         family.add(scope)
         self._templates[scope] = body.template
+        self._places[scope] = len(self._bodies)
         run = body.bind()
         self._add(given, lambda: run(scope), f"the block at line {body.template.line}")
 
@@ -127,25 +129,27 @@ class Prompts:
         self._bodies.append(run)
         self._names.append(name)
 
-    def _wait(self, asker: Scope, maker: Scope, name: str) -> None:
+    def _wait(self, asker: Scope, maker: Scope, name: str) -> bool:
         """Let a block wait until another one has settled a name."""
         makes = self._templates[maker].line_of(name)
         self._wait_until(asker, name, lambda: maker._il_is_settled(name), f"which line {makes} assigns")
+        return True
 
-    def _wait_for_use(self, asker: Scope, user: Scope, name: str) -> None:
+    def _wait_for_use(self, asker: Scope, user: Scope, name: str) -> bool:
         """Let a block wait until another one, which comes first, has no more use for a name."""
-        if not self._is_past(user, name):
-            last = user._il_uses[name].last
-            until = "to its end" if last == inf else f"up to line {last}"
-            self._wait_until(
-                asker, name, lambda: self._is_past(user, name), f"which a block before uses {until}"
-            )
+        if self._is_past(user, name):
+            return False
+        last = user._il_uses[name].last
+        until = "to its end" if last == inf else f"up to line {last}"
+        self._wait_until(asker, name, lambda: self._is_past(user, name), f"which a block before uses {until}")
+        return True
 
     def _is_past(self, user: Scope, name: str) -> bool:
         """Whether a block, at the line where it pauses, has no more use for a name."""
-        code = self._templates[user].code
-        stacks = [worker.switch.frame for worker in self._workers]
-        return user._il_is_past(name, max(line_in(user, code, frame) for frame in stacks))
+        if user._il_settled is None:
+            return True
+        stack = self._workers[self._places[user]].switch.frame
+        return user._il_is_past(name, line_in(user, self._templates[user].code, stack))
 
     def _wait_until(self, asker: Scope, name: str, until: Callable[[], bool], why: str) -> None:
         worker = carried()
@@ -193,6 +197,7 @@ class Prompts:
                 write(frame, found)
         self._families.clear()
         self._templates.clear()
+        self._places.clear()
         self._bodies.clear()
         self._promises.clear()
         self._workers = []

@@ -151,3 +151,10 @@ def mismatch(old: Any, new: Any, where: str = "", *, structure: bool = False) ->
         if found is not None:
             return found
     return None
+
+
+def span(tensor: torch.Tensor) -> int:
+    """How many elements of its memory a tensor reaches over."""
+    if tensor.numel() == 0:
+        return 0
+    return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))

@@ -354,6 +354,12 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: relabeled(f, '"class":', '"class": "innocent", "class":'),
         "'class' stands twice in an object",
     ),
+    "a name twice among many": (
+        lambda f: (f / "manifest.json").write_text(
+            "{" + "".join(f'"{n}": 0, ' for n in range(100_000)) + '"99999": 0}'
+        ),
+        "'99999' stands twice in an object",
+    ),
     "not a number": (
         lambda f: changed(f, put("functions", 0, "defaults", value=[float("nan")])),
         "NaN is no number of JSON",

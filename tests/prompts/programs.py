@@ -161,6 +161,12 @@ def shared() -> st.SearchStrategy[list[str]]:
             [f"{value}[:] = {value} * seen"],
             [f"for n in range(2): last = {value}[:, n].sum() + n", "count += n"],
             [f"if {value}.sum() > 0: best = total"],
+            ["alias = total.detach()", f"seen = alias * {value}.sum()"],
+            ["kept = [t for t in [total]]"],
+            [f"seen = kept[0] + {value}.mean()"],
+            ["alias = total", f"alias += {value}.sum()"],
+            [f"score['n'] += {value}.numel()"],
+            [f"if (seen := (\n    total\n    * {value}.sum())) > 0: best = seen * 1"],
         ]
         return st.sampled_from(choices)
 

@@ -153,7 +153,7 @@ def test_any_order_gives_what_it_gives_in_place(model: str, form: str, data: st.
         torch.testing.assert_close(found[name], expected[name])
 
 
-SHARED = ("total", "count", "best", "seen", "last", "n")
+SHARED = ("total", "count", "best", "seen", "last", "n", "alias", "kept", "score")
 
 
 @pytest.mark.parametrize("model", ["twice", "sequence"])
@@ -167,6 +167,7 @@ def test_names_are_as_if_the_blocks_ran_one_after_the_other(
     """Law 4, S-74: shared names, accumulators and waits in one forward, or an error; never another value."""
     xs = inputs([1 + n % 2 for n in range(len(bodies))])
     start = "total, count, best, seen = torch.zeros(()), 0, torch.zeros(()), torch.ones(())\n"
+    start += "kept, score = [torch.ones(())], {'n': 0}\n"
     apart, together = start, f"{start}with model.trace() as tracer:\n"
     for n, body in enumerate(bodies):
         guard = "if True:\n" if wraps[n] else ""

@@ -190,6 +190,108 @@ def test_what_is_changed_in_place_waits_for_the_blocks_before(
         torch.testing.assert_close(total, net[0](X).sum() + 100)
 
 
+class Holds:
+    """Something with an attribute."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __enter__(self) -> object:
+        return self.value
+
+    def __exit__(self, *error: object) -> None:
+        KEPT.append(torch.as_tensor(self.value) * 1)
+
+
+KEPT: list[torch.Tensor] = []
+
+OTHER_NAMES = {
+    "a view": ("late = model[3].output.sum()", "other = total.detach()"),
+    "a list": ("late = model[3].output.sum()", "box.append(total); other = box[0:][0]"),
+    "a comprehension": ("late = model[3].output.sum()", "[other] = [t for t in [total]]"),
+    "an attribute": ("late = model[3].output.sum(); other = held.value", "setattr(held, 'value', total)"),
+    "a method": ("late = model[3].output.sum(); other = f(1)", "f = total.mul"),
+    "the code around": ("late = model[3].output.sum(); other = alias", "pass"),
+    "a container around": ("late = model[3].output.sum(); other = around[0]['a']", "pass"),
+    "a function around": ("late = model[3].output.sum(); other = outside()", "pass"),
+    "the header of an `if`": (
+        "if (other :=\n            total\n            * model[3].output.sum()\n        ): late = 1", "pass",
+    ),
+    "the header of a `with`": (
+        "with Holds(total):\n            late = model[3].output.sum()\n        other = KEPT.pop()", "pass",
+    ),
+    "the subject of a `match`": (
+        "match total:\n            case _ if (late := model[3].output.sum()) is None:\n                pass\n"
+        "            case torch.Tensor() as other:\n                pass\n        other = other * 1",
+        "pass",
+    ),
+}  # fmt: skip
+"""Ways in which a block keeps another name of `total`: what it does after a wait, and before it."""
+
+
+@pytest.mark.parametrize(
+    "mine", ["total += 100", "t = total; t += 100", "for t in [total.view(())]: t += 100"]
+)
+@pytest.mark.parametrize("other", OTHER_NAMES)
+def test_whatever_the_object_is_called(model: il.Model, net: nn.Sequential, other: str, mine: str) -> None:
+    """S-74, law 4: the block before may know it by another name, and so may the one that changes it."""
+    late, early = OTHER_NAMES[other]
+    text = (
+        "total, box, held = torch.zeros(()), [], Holds(None)\nalias, around = total, [{'a': total}]\n"
+        "def outside(): return total * 1\n"
+        "with model.trace() as tracer:\n    with tracer.invoke(X):\n        total += model[0].output.sum()\n"
+        f"        {early}\n        {late}\n        seen = other * late\n"
+        f"    with tracer.invoke(X):\n        {mine}\n"
+    )
+    with torch.no_grad():
+        made = run(text, {"model": model, "torch": torch, "X": X, "Holds": Holds, "KEPT": KEPT})
+        first, last = net[0](X).sum(), net(X).sum()
+    torch.testing.assert_close(made["seen"], first * last)
+    torch.testing.assert_close(made["total"], first + 100)
+
+
+EARLY = {
+    "of the block": "alias = total.detach()\n        total += model[3].output.sum()",
+    "of the code around": "total += model[3].output.sum()",
+    "of the block that changes it": "t = alias\n        t += model[3].output.sum()",
+}
+
+
+@pytest.mark.parametrize("alias", EARLY)
+def test_an_object_that_a_block_after_has_read_is_not_changed_in_place(model: il.Model, alias: str) -> None:
+    """S-74: it was to see the change, and has gone on without it."""
+    text = (
+        "total = torch.zeros(())\nalias = total\nwith model.trace() as tracer:\n    with tracer.invoke(X):\n"
+        f"        {EARLY[alias]}\n"
+        "    with tracer.invoke(X):\n        seen = alias * model[0].output.sum()\n"
+    )
+    with pytest.raises(
+        CaptureError, match=r"in place here, and a block after has read it as `alias` already"
+    ):
+        run(text, {"model": model, "torch": torch, "X": X})
+
+
+@pytest.mark.parametrize("entry", ["found['n']", "found['inner'][0]", "found[key]", "held.value"])
+def test_entries_and_attributes_add_up(model: il.Model, net: nn.Sequential, entry: str) -> None:
+    """S-74, law 4: none is read before the right side has waited for the model, while others add to it."""
+    text = "found, held, key = {'n': 0.0, 'inner': [0.0], (1, 2): 0.0}, Holds(0.0), (1, 2)\n"
+    text += "with model.trace() as tracer:\n"
+    for site in (3, 0, 3):
+        text += f"    with tracer.invoke(X):\n        {entry} += float(model[{site}].output.sum())\n"
+    with torch.no_grad():
+        made = run(text + f"total = {entry}\n", {"model": model, "torch": torch, "X": X, "Holds": Holds})
+        expected = float(net[0](X).sum() + 2 * net(X).sum())
+    assert made["total"] == pytest.approx(expected)
+
+
+def test_a_site_is_asked_for_before_what_is_added_to_it(model: il.Model) -> None:
+    """Law 4: as where the block stands, where the first request is the one on the left."""
+    with pytest.raises(OrderError, match=r"`model\.0\.output` has passed|`model\[0\]\.output` has passed"):
+        with model.trace() as tracer:
+            with tracer.invoke(X):
+                model[3].output += model[0].output.sum()
+
+
 def test_what_cannot_be_changed_in_place_waits_for_nobody(model: il.Model) -> None:
     """S-74: a number is another object after `+=`, and so is a tensor of the block's own."""
     count, total = 0, torch.zeros(())

@@ -8,8 +8,9 @@ from interlace.capture.around import held, line_in, write
 from interlace.capture.bindings import Bindings
 from interlace.capture.body import Body, Bound, Template, again, capture
 from interlace.capture.check import check_function
+from interlace.capture.family import Family
 from interlace.capture.find import block_of
-from interlace.capture.scope import Family, Scope
+from interlace.capture.scope import Scope
 from interlace.capture.skip import Skipped
 from interlace.errors import CaptureError
 

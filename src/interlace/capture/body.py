@@ -13,8 +13,9 @@ from interlace.capture import around, skip
 from interlace.capture.bindings import Bindings, loads
 from interlace.capture.check import check
 from interlace.capture.find import FUNCTION_FORM, Block, find
-from interlace.capture.rewrite import SCOPE, Rewrite, settle
+from interlace.capture.rewrite import SCOPE, Rewrite
 from interlace.capture.scope import NOTHING, Scope
+from interlace.capture.settle import settle
 from interlace.capture.uses import Use, uses
 from interlace.errors import CaptureError
 from interlace.parse import compile_tree

@@ -8,18 +8,19 @@ user's own lines.
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from interlace.capture.bindings import Bindings, Function, arguments, imported
-from interlace.capture.uses import entangled
 
 SCOPE = "_il_"
 SET = "_il_set_"
-SETTLED = "_il_settled_"
 ALONE = "_il_alone_"
+KEEPS = "_il_keeps_"
 _VALUE = "_il_value_"
+_OF, _KEY = "_il_of_", "_il_key_"
 
 _IN_PLACE: dict[type[ast.operator], str] = {
     ast.Add: "__iadd__", ast.Sub: "__isub__", ast.Mult: "__imul__", ast.MatMult: "__imatmul__", ast.Div: "__itruediv__",
@@ -48,9 +49,12 @@ class Rewrite(ast.NodeTransformer):
         self._texts = texts
         self._functions: list[set[str]] = []  # names of functions and comprehensions around the node
         self._class: set[str] | None = None  # names of the class body directly around the node
+        self._late: set[str] = set()  # names that functions of the block bind
 
     def block(self, body: list[ast.stmt]) -> list[ast.stmt]:
         """The statements of the block, rewritten."""
+        if not self._functions and self._class is None:
+            self._late = Bindings(body).late
         return [new for statement in body for new in self._statements(statement)]
 
     def _statements(self, node: ast.stmt) -> list[ast.stmt]:
@@ -83,12 +87,12 @@ class Rewrite(ast.NodeTransformer):
         if not self._shared(node.target.id):
             return ast.copy_location(ast.NamedExpr(node.target, value), node)
         key = ast.Constant(self.mangle(node.target.id))
-        return _at(node, ast.Call(ast.Attribute(_name(SCOPE, node), SET, ast.Load()), [key, value], []))
+        return placed(node, ast.Call(ast.Attribute(_name(SCOPE, node), SET, ast.Load()), [key, value], []))
 
     def _bind(self, names: Iterable[str], node: ast.AST) -> list[ast.stmt]:
         """Statements that hand what Python bound to a plain name over to the scope."""
         shared = [name for name in names if self._shared(name)]
-        return [_at(node, ast.Assign([self._target(name)], ast.Name(name, ast.Load()))) for name in shared]
+        return [placed(node, ast.Assign([self._target(name)], ast.Name(name, ast.Load()))) for name in shared]
 
     def _target(self, name: str) -> ast.Attribute:
         return ast.Attribute(ast.Name(SCOPE, ast.Load()), name, ast.Store())
@@ -98,19 +102,57 @@ class Rewrite(ast.NodeTransformer):
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST | list[ast.stmt]:
         """The right side first: it may wait for the model, and the name may be someone else's until then.
 
-        What changes in place waits until the blocks before have no more use for it.
+        What changes in place waits until the blocks before have no more use for it. An entry of a container and an
+        attribute, which other blocks may change as well, are read after the right side too.
         """
+        if self._class is None and isinstance(node.target, ast.Subscript) and _is_entry(node.target):
+            return self._augment_entry(node, node.target)
+        if self._class is None and isinstance(node.target, ast.Attribute):
+            return self._augment_attribute(node, node.target)
         if not isinstance(node.target, ast.Name) or not self._shared(node.target.id):
             return self.generic_visit(node)
-        value = _at(node.value, ast.Assign([ast.Name(_VALUE, ast.Store())], self.visit(node.value)))
+        binds = self._binds(node.value, node.target.id)
         names: list[ast.expr] = [
             ast.Constant(self.mangle(node.target.id)),
             ast.Constant(_IN_PLACE[type(node.op)]),
         ]
         alone = ast.Expr(ast.Call(ast.Attribute(ast.Name(SCOPE, ast.Load()), ALONE, ast.Load()), names, []))
         node.target = self.visit(node.target)
-        node.value = _at(node.value, ast.Name(_VALUE, ast.Load()))
-        return [value, _at(node, alone), node]
+        if binds:
+            node.value = self.visit(node.value)
+            return [placed(node, alone), node]
+        return [self._kept(_VALUE, node.value, node), placed(node, alone), _with_value(node)]
+
+    def _augment_entry(self, node: ast.AugAssign, target: ast.Subscript) -> list[ast.stmt]:
+        kept = [self._kept(_OF, target.value, node), self._kept(_KEY, target.slice, node)]
+        entry = ast.Subscript(ast.Name(_OF, ast.Load()), ast.Name(_KEY, ast.Load()), ast.Store())
+        node.target = placed(target, ast.copy_location(entry, target))
+        return [*kept, self._kept(_VALUE, node.value, node), _with_value(node)]
+
+    def _augment_attribute(self, node: ast.AugAssign, target: ast.Attribute) -> list[ast.stmt]:
+        """An attribute of an envoy asks the model, and is read first as Python would."""
+        of = self._kept(_OF, target.value, node)
+        node.target = ast.copy_location(
+            ast.Attribute(ast.Name(_OF, ast.Load()), target.attr, ast.Store()), target
+        )
+        node.value = self.visit(node.value)
+        asked = copy.deepcopy(node)
+        value = ast.Assign([ast.Name(_VALUE, ast.Store())], node.value)
+        name = ast.Constant(self.mangle(target.attr))
+        keeps = ast.Attribute(ast.Name(SCOPE, ast.Load()), KEEPS, ast.Load())
+        test = ast.Call(keeps, [ast.Name(_OF, ast.Load()), name], [])
+        return [of, placed(node, ast.If(test, [value, _with_value(node)], [asked]))]
+
+    def _kept(self, name: str, value: ast.expr, node: ast.AST) -> ast.stmt:
+        return placed(
+            node, ast.copy_location(ast.Assign([ast.Name(name, ast.Store())], self.visit(value)), value)
+        )
+
+    def _binds(self, value: ast.expr, target: str) -> bool:
+        """Whether an expression binds names, maybe the target's, which Python has read by then."""
+        calls = (part.func for part in ast.walk(value) if isinstance(part, ast.Call))
+        by_function = target in self._late and any(isinstance(function, ast.Name) for function in calls)
+        return by_function or bool(Bindings([value]).bound)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         if not isinstance(node.target, ast.Name) or not self._shared(node.target.id):
@@ -119,8 +161,8 @@ class Rewrite(ast.NodeTransformer):
             node.value = node.value and self.visit(node.value)
             return node
         if node.value is None:
-            return _at(node, ast.Pass())
-        return _at(node, ast.Assign([self.visit(node.target)], self.visit(node.value)))
+            return placed(node, ast.Pass())
+        return placed(node, ast.Assign([self.visit(node.target)], self.visit(node.value)))
 
     def _import(self, node: ast.Import | ast.ImportFrom) -> list[ast.stmt]:
         return [node, *self._bind((imported(alias) for alias in node.names), node)]
@@ -129,9 +171,9 @@ class Rewrite(ast.NodeTransformer):
 
     def _declaration(self, node: ast.Global | ast.Nonlocal) -> ast.AST:
         if not self._functions and self._class is None:
-            return _at(node, ast.Pass())
+            return placed(node, ast.Pass())
         node.names = [name for name in node.names if not self._shared(name)]
-        return node if node.names else _at(node, ast.Pass())
+        return node if node.names else placed(node, ast.Pass())
 
     visit_Global = visit_Nonlocal = _declaration
 
@@ -140,8 +182,8 @@ class Rewrite(ast.NodeTransformer):
         if node.name and self._shared(node.name):
             name, gone = self._target(node.name), ast.Attribute(_name(SCOPE, node), node.name, ast.Del())
             unbind = [ast.Assign([name], ast.Constant(None)), ast.Delete([gone])]
-            guarded = ast.Try(node.body, [], [], [_at(node, part) for part in unbind])
-            node.body = [*self._bind([node.name], node), _at(node, guarded)]
+            guarded = ast.Try(node.body, [], [], [placed(node, part) for part in unbind])
+            node.body = [*self._bind([node.name], node), placed(node, guarded)]
         return node
 
     def visit_match_case(self, node: ast.match_case) -> ast.AST:
@@ -159,7 +201,7 @@ class Rewrite(ast.NodeTransformer):
                 if self._shared(name)
             ]
             last = ast.Tuple([*made, node.guard], ast.Load())
-            node.guard = _at(node.guard, ast.Subscript(last, ast.Constant(-1), ast.Load()))
+            node.guard = placed(node.guard, ast.Subscript(last, ast.Constant(-1), ast.Load()))
         node.body = [*bind, *node.body]
         return node
 
@@ -248,7 +290,7 @@ def _name(name: str, at: ast.AST) -> ast.Name:
     return ast.copy_location(ast.Name(name, ast.Load()), at)
 
 
-def _at(where: ast.AST, node: Node) -> Node:
+def placed(where: ast.AST, node: Node) -> Node:
     """The node and the new ones below it, placed where another one stands."""
     for part in ast.walk(node):
         if "lineno" in part._attributes and not hasattr(part, "lineno"):
@@ -256,47 +298,15 @@ def _at(where: ast.AST, node: Node) -> Node:
     return node
 
 
-def settle(body: list[ast.stmt], mangle: Callable[[str], str]) -> list[ast.stmt]:
-    """Say after the last statement that can bind a name that the name is settled; other blocks may wait for it.
-
-    The last statement may be inside a `with`, an `if` or a `try`; in a loop it is the loop. Names that a function
-    inside binds, and those of an object that has several and is changed in place, are settled by the end of the block.
-    """
-    late = Bindings(body).late | entangled(body)
-    return _settle(body, Bindings(body).bound - late, mangle)
-
-
-def _settle(body: list[ast.stmt], names: set[str], mangle: Callable[[str], str]) -> list[ast.stmt]:
-    out: list[ast.stmt] = []
-    left = set(names)
-    last: list[set[str]] = []
-    for statement in reversed(body):
-        last.append(left & Bindings([statement]).bound)
-        left -= last[-1]
-    for statement, here in zip(body, reversed(last), strict=True):
-        if here:
-            _descend(statement, here, mangle)
-        out.append(statement)
-        if here:
-            call = ast.Call(
-                ast.Attribute(ast.Name(SCOPE, ast.Load()), SETTLED, ast.Load()),
-                [ast.Constant(mangle(name)) for name in sorted(here)],
-                [],
-            )
-            # At the statement's first line: to coverage and debuggers its last one may never have run.
-            start = ast.Pass()
-            start.lineno = start.end_lineno = statement.lineno
-            start.col_offset = start.end_col_offset = statement.col_offset
-            out.append(_at(start, ast.Expr(call)))
-    return out
+def _is_entry(target: ast.expr) -> bool:
+    """Whether a target is an entry of a container that a name leads to; of an envoy it is not: that asks the model."""
+    if not isinstance(target, ast.Subscript) or any(
+        isinstance(part, ast.Slice) for part in ast.walk(target.slice)
+    ):
+        return False
+    return isinstance(target.value, ast.Name) or _is_entry(target.value)
 
 
-def _descend(statement: ast.stmt, names: set[str], mangle: Callable[[str], str]) -> None:
-    if isinstance(statement, ast.With):
-        statement.body = _settle(statement.body, names & Bindings(statement.body).bound, mangle)
-    elif isinstance(statement, ast.If):
-        statement.body = _settle(statement.body, names & Bindings(statement.body).bound, mangle)
-        statement.orelse = _settle(statement.orelse, names & Bindings(statement.orelse).bound, mangle)
-    elif isinstance(statement, ast.Try):
-        later = Bindings([*statement.handlers, *statement.orelse, *statement.finalbody]).bound
-        statement.body = _settle(statement.body, names & Bindings(statement.body).bound - later, mangle)
+def _with_value(node: ast.AugAssign) -> ast.AugAssign:
+    node.value = ast.copy_location(ast.Name(_VALUE, ast.Load()), node.value)
+    return node

@@ -1,23 +1,21 @@
-"""The names of captured blocks: each block's own, those of the frame around, those of its siblings.
+"""The names of one captured block in one run.
 
 What a block binds is its own while it runs. What it reads without having bound it comes from the blocks and
-lines written before it, as if all had run one after the other. A `Family` is the blocks of one trace in the
-order in which they were written; who runs when is not its business: it asks its `wait` for a name that a
-sibling has yet to settle.
+lines written before it, which its `Family` knows.
 """
 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Mapping
-from types import FrameType
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from interlace.capture import around
 from interlace.capture.uses import Use
-from interlace.errors import CaptureError
+
+if TYPE_CHECKING:
+    from interlace.capture.family import Family
 
 NOTHING = object()
-Wait = Callable[["Scope", "Scope", str], None]
 
 
 class Scope:
@@ -92,20 +90,33 @@ class Scope:
         setattr(self, name, value)
         return value
 
+    def _il_keeps_(self, value: object, name: str) -> bool:
+        """Whether an object keeps an attribute itself: to read it asks nobody, and other blocks may change it."""
+        return name in getattr(value, "__dict__", ())
+
     def _il_settled_(self, *names: str) -> None:
         if self._il_settled is not None:
             self._il_settled.update(names)
 
     def _il_alone_(self, name: str, method: str) -> None:
         """Wait until the blocks before have no more use for an object that is about to be changed in place."""
-        if self._il_place and self._il_family is not None and self._il_in_place(name, method):
-            self._il_family.leave_alone(self, name)
-        if self._il_outer is not None and self._il_made(name) is NOTHING:
-            self._il_outer._il_alone_(name, method)
+        value = getattr(self, name, None)
+        if not hasattr(type(value), method):
+            return
+        scope: Scope | None = self
+        named = True
+        while scope is not None:
+            named = named and scope._il_made(name) is NOTHING
+            if scope._il_family is not None:
+                scope._il_family.leave_alone(scope, name, value, named)
+            scope = scope._il_outer
 
-    def _il_in_place(self, name: str, method: str) -> bool:
-        """Whether a name's object comes from outside of the block and can be changed in place."""
-        return hasattr(type(getattr(self, name, None)), method) and self._il_made(name) is NOTHING
+    def _il_taken(self) -> dict[str, object]:
+        """What the block has from outside so far, as far as it mentions it."""
+        family, names = self._il_family, vars(self)
+        shared = {} if family is None else family.binders
+        start = {name: names[name] for name in self._il_uses if name in names and name not in shared}
+        return {**start, **self._il_base}
 
     def _il_start(self) -> None:
         """Put in place what no sibling can change, so that reading it costs an attribute."""
@@ -132,117 +143,3 @@ class Scope:
     def _il_finish(self) -> None:
         """All names are what they will be: the block has ended, well or not."""
         self._il_settled = None
-
-
-def _no_wait(_asker: Scope, _maker: Scope, name: str) -> None:
-    raise CaptureError(f"`{name}` is read before the block that assigns it has run.")
-
-
-class Family:
-    """The captured blocks of one trace, in the order in which they are written.
-
-    Args:
-        wait: Called with the asker, the block that assigns the name, and the name; returns when it is settled.
-        use: Called likewise with a block that uses the name; returns when it no longer does.
-    """
-
-    def __init__(self, wait: Wait = _no_wait, use: Wait = _no_wait) -> None:
-        self.scopes: list[Scope] = []
-        self.binders: dict[str, list[int]] = {}
-        self._wait = wait
-        self._use = use
-
-    def add(self, scope: Scope) -> None:
-        """Take in the next block in program order."""
-        scope._il_family = self
-        scope._il_place = len(self.scopes)
-        self.scopes.append(scope)
-        for name in scope._il_binds:
-            self.binders.setdefault(name, []).append(scope._il_place)
-        if scope._il_outer is not None:
-            scope._il_outer._il_pending.extend(scope._il_binds)
-
-    def outer(self, asker: Scope, name: str) -> object:
-        """The value that the lines before a block left, `NOTHING` where only the frame can tell."""
-        places = self.binders.get(name, ())
-        held = asker._il_before.get(name, NOTHING)
-        for place in reversed(places):
-            if place >= asker._il_place:
-                continue
-            maker = self.scopes[place]
-            if maker._il_before.get(name, NOTHING) is not held:
-                return held  # rebound between the two blocks
-            value = self._made(asker, maker, name)
-            if value is not NOTHING:
-                return value
-        later = [place for place in places if place > asker._il_place]
-        if not later or name in asker._il_binds:
-            return held
-        if held is not NOTHING:
-            if any(place < asker._il_place for place in places):
-                return held  # an earlier block left it alone, or changed it in place
-            raise CaptureError(
-                f"`{name}` is bound before the trace and again by a later block; the block that reads it may mean\n"
-                "either. Use two names, or write the block that assigns it first."
-            )
-        return next(
-            (made for place in later if (made := self._made(asker, self.scopes[place], name)) is not NOTHING),
-            NOTHING,
-        )
-
-    def _made(self, asker: Scope, maker: Scope, name: str) -> object:
-        if not maker._il_is_settled(name):
-            self._wait(asker, maker, name)
-        return maker._il_made(name)
-
-    def leave_alone(self, asker: Scope, name: str) -> None:
-        """Wait for the blocks before one, as far as they use the object that it is about to change in place.
-
-        Raises:
-            CaptureError: One of them gives the object another name: nobody knows who means it by that.
-        """
-        held = asker._il_before.get(name, NOTHING)
-        for other in reversed(self.scopes[: asker._il_place]):
-            use = other._il_uses.get(name)
-            if use is None:
-                continue
-            if other._il_before.get(name, NOTHING) is not held:
-                return  # rebound between the two blocks
-            if use.handed is not None:
-                raise CaptureError(
-                    f"`{name}` would be changed in place here, and line {use.handed} of a block before gives the same\n"
-                    f"object another name. Write it out, as in `{name} = {name} + ...`: that makes another object."
-                )
-            self._use(asker, other, name)
-
-    def close(self, frame: FrameType | None) -> None:
-        """Write what the blocks bound into the frame, later blocks over earlier ones, and let go of everything."""
-        if frame is not None:
-            self._commit(frame)
-        for scope in self.scopes:
-            if scope._il_outer is not None:
-                for name in scope._il_binds:
-                    scope._il_outer._il_pending.remove(name)
-                scope._il_outer = None
-            scope._il_family = None
-            scope._il_before = {}
-            if frame is not None and frame.f_code.co_name == "<module>" and frame.f_locals is frame.f_globals:
-                scope.__dict__ = frame.f_globals  # functions made in the block go on with the module's names
-        self.scopes.clear()
-        self.binders.clear()
-
-    def _commit(self, frame: FrameType) -> None:
-        here = around.held(frame)
-        out: dict[str, object] = {}
-        for name, places in self.binders.items():
-            now = here.get(name, NOTHING)
-            for place in reversed(places):
-                scope = self.scopes[place]
-                if scope._il_before.get(name, NOTHING) is not now:
-                    break  # rebound after the block by a line of the frame
-                value = scope._il_made(name)
-                if value is not NOTHING:
-                    out[name] = value
-                    break
-        if out:
-            around.write(frame, out)

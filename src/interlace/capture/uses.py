@@ -43,11 +43,13 @@ def uses(body: Iterable[ast.stmt], mangle: Callable[[str], str]) -> Mapping[str,
 
     def visit(node: ast.AST, last: float | None) -> None:
         """Look at a node; `last` is the line until which a loop, or a function, around it may use names."""
+        inside = last
         if last is None and isinstance(node, ast.stmt) and _is_whole(node):
-            last = node.end_lineno
-            inside: float | None = last
-        else:
-            inside = last
+            inside = last = node.end_lineno
+        elif last is None and isinstance(
+            node, ast.expr
+        ):  # a header: at its last line all of it may still be in use
+            inside = node.end_lineno
         if isinstance(node, _LATER):
             inside = inf
         if isinstance(node, ast.Name):
@@ -55,7 +57,7 @@ def uses(body: Iterable[ast.stmt], mangle: Callable[[str], str]) -> Mapping[str,
         for name in _handed(node):
             note(name, Use(0, getattr(node, "lineno", 0)))
         for child in ast.iter_child_nodes(node):
-            visit(child, inside)
+            visit(child, _until(node) if inside is None and _is_held(child, node) else inside)
 
     for statement in body:
         visit(statement, None)
@@ -84,6 +86,19 @@ def _is_whole(node: ast.stmt) -> bool:
     return isinstance(node, _LOOPS) or not any(
         isinstance(part, ast.stmt) for part in ast.iter_child_nodes(node)
     )
+
+
+def _is_held(part: ast.AST, node: ast.AST) -> bool:
+    """Whether a statement goes on using a part of its header while it runs what is below."""
+    return isinstance(part, ast.withitem) or (isinstance(node, ast.Match) and part is node.subject)
+
+
+def _until(node: ast.AST) -> float | None:
+    """The last line in which a statement uses what its header holds: of a `match`, that of its last `case`."""
+    if not isinstance(node, ast.Match):
+        return getattr(node, "end_lineno", None)
+    last = node.cases[-1]
+    return (last.guard or last.pattern).end_lineno
 
 
 def _handed(node: ast.AST) -> set[str]:

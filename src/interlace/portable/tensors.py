@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from interlace import trees
 from interlace.portable.names import is_name
 
 PLAIN = (
@@ -70,7 +71,7 @@ class Tensors:
         places = []
         for name, (_, tensor) in self._held.items():
             start = tensor.data_ptr()
-            places.append((str(tensor.device), start, start + _span(tensor) * tensor.itemsize, name))
+            places.append((str(tensor.device), start, start + trees.span(tensor) * tensor.itemsize, name))
         groups: list[list[str]] = []
         before, reach = "", -1
         for device, start, end, name in sorted(places):
@@ -97,7 +98,7 @@ class Tensors:
             return {key: value for name in names for key, value in self._single(name).items()}
         starts = {name: tensor.storage_offset() * tensor.itemsize for name, tensor in held.items()}
         low = min(starts.values()) // 16 * 16  # every dtype can be read from there
-        high = max(starts[name] + _span(tensor) * tensor.itemsize for name, tensor in held.items())
+        high = max(starts[name] + trees.span(tensor) * tensor.itemsize for name, tensor in held.items())
         first = next(iter(held.values()))
         whole = torch.empty(0, dtype=torch.uint8, device=first.device)
         whole.set_(first.untyped_storage())
@@ -106,13 +107,6 @@ class Tensors:
             place = {"offset": starts[name] - low, "stride": list(tensor.stride())}
             self.entries[name] |= {"stored": key, **place}
         return {key: whole[low:high].cpu().clone()}
-
-
-def _span(tensor: torch.Tensor) -> int:
-    """How many elements of its memory a tensor reaches over."""
-    if tensor.numel() == 0:
-        return 0
-    return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _kind(value: object) -> tuple[str, torch.Tensor | None]:
