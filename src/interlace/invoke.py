@@ -139,7 +139,7 @@ class Prompts:
         """Let a block wait until another one, which comes first, has no more use for a name."""
         if self._is_past(user, name):
             return False
-        last = user._il_uses[name].last
+        last = user._il_uses[name]
         until = "to its end" if last == inf else f"up to line {last}"
         self._wait_until(asker, name, lambda: self._is_past(user, name), f"which a block before uses {until}")
         return True

@@ -310,19 +310,23 @@ def test_what_cannot_be_changed_in_place_waits_for_nobody(model: il.Model) -> No
     assert last.ndim == 0
 
 
-def test_an_object_with_two_names_is_not_changed_in_place(model: il.Model) -> None:
-    """S-74: `best` would be another value for the blocks after, or would not, as the model happens to run."""
-    total, line = torch.zeros(()), sys._getframe().f_lineno
-    with pytest.raises(
-        CaptureError, match=rf"(?s)`total` would be changed in place here, and line {line + 7} of a"
-    ):
-        with model.trace() as tracer:
-            with tracer.invoke(X):
-                total += model[0].output.sum()
-                best = total
-            with tracer.invoke(X):
-                total += model[0].output.sum()
+def test_an_object_with_two_names_is_changed_when_neither_is_used(
+    model: il.Model, net: nn.Sequential
+) -> None:
+    """S-74: the block before reads it as it left it, and afterwards both names mean the changed one."""
+    total = torch.zeros(())
+    with model.trace() as tracer, torch.no_grad():
+        with tracer.invoke(X):
+            total += model[0].output.sum()
+            best = total
+            late = best * model[3].output.sum()
+        with tracer.invoke(X):
+            total += 100
+    with torch.no_grad():
+        first = net[0](X).sum()
+        torch.testing.assert_close(late, first * net(X).sum())
     assert best is total
+    torch.testing.assert_close(total, first + 100)
 
 
 def test_a_wait_for_a_use_that_cannot_be_met_names_both_lines(model: il.Model) -> None:

@@ -16,7 +16,7 @@ from interlace.capture.find import FUNCTION_FORM, Block, find
 from interlace.capture.rewrite import SCOPE, Rewrite
 from interlace.capture.scope import NOTHING, Scope
 from interlace.capture.settle import settle
-from interlace.capture.uses import Use, uses
+from interlace.capture.uses import uses
 from interlace.errors import CaptureError
 from interlace.parse import compile_tree
 
@@ -41,7 +41,7 @@ class Template:
         source: The lines of the whole `with` statement, as written.
         owner: The class whose body it is written in.
         item: Which item of the `with` enters it.
-        uses: How it uses the names that it mentions.
+        uses: The last line on which it uses each name.
     """
 
     code: CodeType
@@ -54,7 +54,7 @@ class Template:
     source: str
     owner: str | None
     item: int
-    uses: Mapping[str, Use]
+    uses: Mapping[str, float]
 
     def line_of(self, name: str) -> int:
         """The last line of the block that binds a name; that of its `with` when none can be told."""
@@ -276,7 +276,7 @@ def _described(
     names: tuple[frozenset[str], frozenset[str]],
     owner: str | None,
     entry: range,
-    used: Mapping[str, Use],
+    used: Mapping[str, float],
 ) -> Template:
     mangle = _mangler(owner)
     deletes = frozenset(map(mangle, deleted))

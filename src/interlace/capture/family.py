@@ -90,13 +90,10 @@ class Family:
             named: Whether the name is not the block's own, so that other blocks may mean the same by it.
 
         Raises:
-            CaptureError: A block before gives the object another name, or one after has read it under another one:
-                nobody knows who means it by that.
+            CaptureError: A block after has read it already, under another name.
         """
         if len(self.scopes) == 1:
             return
-        if named:
-            self._refuse_handed(asker, name)
         shows = Shows(value)
         if not named and not any(map(shows, asker._il_taken().values())):
             return  # the block's own
@@ -116,25 +113,10 @@ class Family:
         ):
             pass  # meanwhile more names may have come to mean it
 
-    def _refuse_handed(self, asker: Scope, name: str) -> None:
-        held = asker._il_before.get(name, NOTHING)
-        for other in reversed(self.scopes[: asker._il_place]):
-            use = other._il_uses.get(name)
-            if use is None:
-                continue
-            if other._il_before.get(name, NOTHING) is not held:
-                return  # rebound between the two blocks
-            if use.handed is not None:
-                raise CaptureError(
-                    f"`{name}` would be changed in place here, and line {use.handed} of a block before gives the same\n"
-                    f"object another name. Write it out, as in `{name} = {name} + ...`: that makes another object."
-                )
-
     def _before(self, asker: Scope) -> Iterator[tuple[Scope, list[tuple[str, object]]]]:
         """The blocks before one, with the names that they use and what these are now; waits for nobody."""
-        left: dict[
-            tuple[str, int], object
-        ] = {}  # by what the frame held, which rebinding between blocks changes
+        # By what the frame held, which rebinding between blocks changes.
+        left: dict[tuple[str, int], object] = {}
         for scope in self.scopes[: asker._il_place]:
             own, before, names = vars(scope), scope._il_before, scope._il_globals
             held = []

@@ -10,8 +10,6 @@ import builtins
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from interlace.capture.uses import Use
-
 if TYPE_CHECKING:
     from interlace.capture.family import Family
 
@@ -47,7 +45,7 @@ class Scope:
     _il_pending: list[str]
     _il_place: int
     _il_settled: set[str] | None
-    _il_uses: Mapping[str, Use]
+    _il_uses: Mapping[str, float]
 
     def __init__(
         self,
@@ -55,7 +53,7 @@ class Scope:
         binds: frozenset[str],
         names: Mapping[str, object],
         outer: Scope | None = None,
-        uses: Mapping[str, Use] | None = None,
+        uses: Mapping[str, float] | None = None,
     ) -> None:
         self._il_before = before  # what the frame held where the block stands
         self._il_binds = binds
@@ -138,7 +136,7 @@ class Scope:
 
     def _il_is_past(self, name: str, line: int) -> bool:
         """Whether the block, which is at a line, has no more use for a name; 0 before it has begun."""
-        return self._il_settled is None or line > self._il_uses[name].last
+        return self._il_settled is None or line > self._il_uses[name]
 
     def _il_finish(self) -> None:
         """All names are what they will be: the block has ended, well or not."""

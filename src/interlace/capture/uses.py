@@ -1,13 +1,12 @@
-"""Until where a block uses the object of each name, and whether it gives that object another name.
+"""Until where a block uses the object of each name, and which names of it mean one object that it changes.
 
-A later block that changes the object in place (`total += ...`) has to come after that.
+A later block that changes an object in place (`total += ...`) has to come after that.
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from math import inf
 
 from interlace.capture.bindings import Bindings
@@ -16,46 +15,22 @@ _LOOPS = (ast.For, ast.AsyncFor, ast.While)
 _LATER = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef, ast.GeneratorExp)
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
-    """How a block uses a name.
-
-    Attributes:
-        last: The last line that does; infinite where a function of the block may, at any time.
-        handed: A line that gives the object another name.
-    """
-
-    last: float
-    handed: int | None = None
-
-    def and_then(self, other: Use) -> Use:
-        """Both."""
-        return Use(max(self.last, other.last), self.handed or other.handed)
-
-
-def uses(body: Iterable[ast.stmt], mangle: Callable[[str], str]) -> Mapping[str, Use]:
-    """How some statements use each name that they mention."""
-    found: dict[str, Use] = {}
-
-    def note(name: str, use: Use) -> None:
-        name = mangle(name)
-        found[name] = found[name].and_then(use) if name in found else use
+def uses(body: Iterable[ast.stmt], mangle: Callable[[str], str]) -> Mapping[str, float]:
+    """The last line on which some statements use each name; infinite where a function of theirs may, at any time."""
+    found: dict[str, float] = {}
 
     def visit(node: ast.AST, last: float | None) -> None:
         """Look at a node; `last` is the line until which a loop, or a function, around it may use names."""
         inside = last
         if last is None and isinstance(node, ast.stmt) and _is_whole(node):
             inside = last = node.end_lineno
-        elif last is None and isinstance(
-            node, ast.expr
-        ):  # a header: at its last line all of it may still be in use
-            inside = node.end_lineno
+        elif last is None and isinstance(node, ast.expr):
+            inside = node.end_lineno  # a header: at its last line all of it may still be in use
         if isinstance(node, _LATER):
             inside = inf
         if isinstance(node, ast.Name):
-            note(node.id, Use(node.lineno if inside is None else inside))
-        for name in _handed(node):
-            note(name, Use(0, getattr(node, "lineno", 0)))
+            name = mangle(node.id)
+            found[name] = max(found.get(name, 0), node.lineno if inside is None else inside)
         for child in ast.iter_child_nodes(node):
             visit(child, _until(node) if inside is None and _is_held(child, node) else inside)
 
