@@ -82,7 +82,8 @@ def _read() -> State:
 
 def _read_with_place() -> State:
     state = _read()
-    return (state, _place()) if isinstance(state, bool) and _cuda._initialized else state
+    place = _place() if isinstance(state, bool) else None
+    return state if place is None else (state, place)  # type: ignore[return-value]
 
 
 _cuda: Any = torch.cuda
@@ -93,7 +94,9 @@ read = _read if _current_device is None else _read_with_place
 """This thread's state now. A torch that was built without CUDA has no place to look for."""
 
 
-def _place() -> Place:
+def _place() -> Place | None:
+    if _current_device is None or not _cuda._initialized:
+        return None
     return _current_device(), tuple(map(_current_stream, _devices()))
 
 
@@ -122,7 +125,7 @@ def _read_all() -> Ambient:
         tuple(dispatch_modes()),
         saved_hooks(),
         getattr(_default_device, "device_context", None),
-        _place() if _current_device is not None and _cuda._initialized else None,
+        _place(),
     )
 
 

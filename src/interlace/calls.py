@@ -110,8 +110,7 @@ class Given:
         return self._placed(args, kwargs), rows
 
     def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
-        if self.envoy._tree.loader is not None:
-            self.envoy._tree.load()
+        self.envoy._tree.load()
         return prepared(self.envoy, self.fn, args, kwargs)
 
     def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:

@@ -36,9 +36,6 @@ def owner(frame: FrameType) -> Owner:
     generator that contextlib drives: there stands the `with` that the reader sees.
     """
     here: FrameType = frame
-    code = here.f_code
-    if not code.co_flags & _PARKED and code.co_name not in _ENTERS and code.co_filename != _CONTEXTLIB:
-        return Owner(here)  # nearly always
     while here.f_back is not None and (
         _is_contextlib(here) or here.f_code.co_name in _ENTERS or _driven(here)
     ):

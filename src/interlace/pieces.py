@@ -50,14 +50,10 @@ class Piece:
             )
 
     def _take(self, whole: torch.Tensor, copy: bool) -> torch.Tensor:
-        rows, shape = self.rows, whole.shape
-        if not shape:
+        shape = whole.shape
+        rows = self.rows.among(shape[0]) if shape else None
+        if rows is None:
             return whole
-        if shape[0] != rows.total:
-            copies = rows.among(shape[0])
-            if copies is None:
-                return whole
-            rows = copies
         own = whole[rows.start : rows.start + rows.size]
         if copy:
             own = own.clone()

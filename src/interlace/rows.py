@@ -43,9 +43,7 @@ class Rows:
 
     def has(self, value: object) -> bool:
         """Whether a value has a row for every prompt."""
-        if not isinstance(value, torch.Tensor) or not value.dim():
-            return False
-        return value.size(0) == self.total or self.among(value.size(0)) is not None
+        return isinstance(value, torch.Tensor) and value.dim() > 0 and self.among(value.size(0)) is not None
 
     def narrow(self, value: Any) -> Any:
         """The rows of every tensor in a nested value."""

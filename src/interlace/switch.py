@@ -180,7 +180,7 @@ class Switch:
         self._resumer: greenlet | None = None
         self._ambient: ambient.State = ambient.read()
         self._context: contextvars.Context | None = contextvars.copy_context()
-        self._level = 0 if _transform() is None else ambient.functorch_level()
+        self._level = ambient.functorch_level()
         self._home = _homes.home
         self._abandoned = False
         self._token = object() if token is None else token

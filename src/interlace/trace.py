@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, cast
 
@@ -88,7 +89,7 @@ class Trace:
         self._taps = self._tree.taps()
         self._prepare = prepare
         if call is not None:
-            self._begin(call, edit.workers(self) if self._tree.edits else [])
+            self._begin(call, edit.workers(self))
         self._taps.install(self)
         self._tree.opened(self.owner, self)
         return self
@@ -149,11 +150,10 @@ class Trace:
 
     def _close_caches(self, run: Run | None, whole: bool) -> None:
         """Close each, though what one of them reports may be an error."""
-        try:
-            self._caches.pop(0)._close(run, whole)
-        finally:
-            if self._caches:
-                self._close_caches(run, whole)
+        caches, self._caches = self._caches, []
+        with ExitStack() as closing:
+            for cache in reversed(caches):
+                closing.callback(cache._close, run, whole)
 
     def __del__(self) -> None:
         if getattr(self, "_taps", None) is not None:

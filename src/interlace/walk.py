@@ -64,8 +64,7 @@ class Walk(Switch):
 
     def end(self) -> None:
         """Unwind the backward, or leave that for later where another one has to end first."""
-        if (
-            sys.is_finalizing() and not self.done
-        ):  # stacks would be unwound in the order in which they are freed
+        if sys.is_finalizing() and not self.done:
+            # Never freed: stacks would be unwound in the order in which they are.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._worker))
         super().end()

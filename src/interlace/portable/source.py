@@ -12,9 +12,8 @@ from interlace.lines import source_lines
 from interlace.parse import compile_tree, parse
 
 LAMBDA = "_"
-_PLACE = (
-    0x10 | 0x8000000
-)  # CO_NESTED, CO_METHOD (Python 3.14): whether a function stands in another one, in a class
+_PLACE = 0x10 | 0x8000000
+"""CO_NESTED, and CO_METHOD of Python 3.14: whether a function stands in another one, or in a class."""
 FUTURE = 0x1FE0000  # every flag of `from __future__`
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
