@@ -8,7 +8,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, cast
 
@@ -150,10 +149,17 @@ class Trace:
 
     def _close_caches(self, run: Run | None, whole: bool) -> None:
         """Close each, though what one of them reports may be an error."""
-        caches, self._caches = self._caches, []
-        with ExitStack() as closing:
-            for cache in reversed(caches):
-                closing.callback(cache._close, run, whole)
+        failed: list[BaseException] = []
+        while self._caches:
+            try:
+                self._caches.pop(0)._close(run, whole)
+            except BaseException as error:
+                failed.append(error)
+        if failed:
+            try:
+                raise failed[0]
+            finally:
+                failed.clear()  # else the error and this frame hold each other
 
     def __del__(self) -> None:
         if getattr(self, "_taps", None) is not None:
