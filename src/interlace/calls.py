@@ -1,7 +1,7 @@
 """What a trace, or a plain call through the wrapper, runs: the module or a method, on prepared input."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -55,18 +55,21 @@ def placed(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str
     device = envoy._tree.device()
     if device is not None and device.type != "meta":
         values = (*args, *kwargs.values()) if kwargs else args
-        if any(value is not None and _is_elsewhere(value, device) for value in values):
+        if not _all_at(device, values):
             args, kwargs = map_tensors(lambda tensor: tensor.to(device), (args, kwargs))
-    return partial(resolve(envoy, fn), *args, **kwargs)
+    return partial(envoy._module if fn is None else resolve(envoy, fn), *args, **kwargs)
 
 
-def _is_elsewhere(value: Any, device: torch.device) -> bool:
-    """Whether a tensor, or one inside of a nested value, is on another device."""
-    if isinstance(value, torch.Tensor):
-        return value.device != device
-    return not isinstance(value, (bool, int, float, str)) and any(
-        tensor.device != device for tensor in tensors(value)
-    )
+def _all_at(device: torch.device, values: Iterable[Any]) -> bool:
+    """Whether all tensors of some values, nested ones included, are on a device."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            if value.device != device:
+                return False
+        elif value is not None and not isinstance(value, (bool, int, float, str)):
+            if any(tensor.device != device for tensor in tensors(value)):
+                return False
+    return True
 
 
 class Given:
@@ -110,7 +113,8 @@ class Given:
         return self._placed(args, kwargs), rows
 
     def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
-        self.envoy._tree.load()
+        if self.envoy._tree.loader is not None:
+            self.envoy._tree.load()
         return prepared(self.envoy, self.fn, args, kwargs)
 
     def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:

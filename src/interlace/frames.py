@@ -36,21 +36,14 @@ def owner(frame: FrameType) -> Owner:
     generator that contextlib drives: there stands the `with` that the reader sees.
     """
     here: FrameType = frame
-    while here.f_back is not None and (
-        _is_contextlib(here) or here.f_code.co_name in _ENTERS or _driven(here)
-    ):
-        here = here.f_back
+    while (back := here.f_back) is not None:
+        code = here.f_code
+        # A generator that contextlib runs is one of `@contextmanager` or `@asynccontextmanager`.
+        driven = code.co_flags & _PARKED and back.f_code.co_filename == _CONTEXTLIB
+        if not (driven or code.co_name in _ENTERS or code.co_filename == _CONTEXTLIB):
+            break
+        here = back
     return Owner(here)
-
-
-def _is_contextlib(frame: FrameType) -> bool:
-    return frame.f_code.co_filename == _CONTEXTLIB
-
-
-def _driven(frame: FrameType) -> bool:
-    """Whether this is a generator that contextlib runs for `@contextmanager` or `@asynccontextmanager`."""
-    back = frame.f_back
-    return bool(frame.f_code.co_flags & _PARKED) and back is not None and _is_contextlib(back)
 
 
 def code_at(source: str, frame: FrameType) -> CodeType:

@@ -272,7 +272,7 @@ class LanguageModel(Model):
 
     def _has_input(self, kwargs: dict[str, Any]) -> bool:
         """Whether there are tokens; other arguments may stand at the trace, for the prompts of its invokes."""
-        return any(kwargs.get(name) is not None for name in ("input_ids", "inputs_embeds"))
+        return kwargs.get("input_ids") is not None or kwargs.get("inputs_embeds") is not None
 
     def _combine(self, inputs: list[Input], fn: Function) -> Batch:
         """One batch of several prompts, padded on the left."""

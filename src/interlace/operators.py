@@ -2,22 +2,15 @@
 
 pybind11 keeps a chain of pointers into the native stack for each thread, and aborts the process when one is
 taken off before those that were put on after it. So an operator that the block has called must not return while
-the model is parked inside one of its own. `careful` gives such a request a trace that sees to that; every other
-request pays nothing for it but the walk over the frames between it and its block, if there are any.
+the model is parked inside one of its own. `Inside` is the trace of such a request, and sees to that.
 """
 
-from types import FrameType
 from typing import Any
 
 from interlace.errors import TraceError
 from interlace.run import Run
 from interlace.site import Port, Site, Visit
 from interlace.switch import in_operator
-
-
-def careful(trace: Any, asker: FrameType, owner: FrameType) -> Any:
-    """The trace for a request: `trace` itself, unless an operator runs between its block and the asker."""
-    return Inside(trace) if in_operator(asker, owner) else trace
 
 
 class Inside:

@@ -7,7 +7,6 @@ does not know modules, and the tap of a module tells it only what happens (`reac
 
 import warnings
 import weakref
-from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any
 
@@ -47,13 +46,17 @@ class EveryModule:
         return isinstance(key, int)
 
 
+NOBODY = object()
+"""A stack that nothing executes on. It is not None, which compiled code finds where it asks on which stack it runs."""
+
+
 class Tally:
     """What a tap looks at and writes to at every call of a module. It is small, and nothing in it is dear.
 
     A tap that nobody waits for notes a call by appending its key to a list; counting is left to whoever asks.
 
     Attributes:
-        stack: The stack that the run executes on; None before it has begun and when it is over.
+        stack: The stack that the run executes on; nobody's before it has begun and when it is over.
         before: The keys at which a tap must report before the call.
         after: The keys at which it must report after the call.
         entered: The calls that have begun since they were last counted.
@@ -63,25 +66,25 @@ class Tally:
     __slots__ = ("after", "before", "entered", "left", "stack")
 
     def __init__(self) -> None:
-        self.stack: Any = None
+        self.stack: Any = NOBODY
         self.before: Container[Any] = set()
         self.after: Container[Any] = set()
         self.entered: list[Any] = []
         self.left: list[Any] = []
 
 
-FEW = 256
-"""How many calls are looked through in the notes themselves before they are counted."""
+class Counts(dict[Any, int]):
+    """How often each key was noted; 0 for one that was not."""
 
-
-Counts = Counter[Any]
+    def __missing__(self, key: Any) -> int:
+        return 0
 
 
 def _count(noted: list[Any], counts: Counts) -> Counts:
     """Count what has been noted."""
-    if noted:
-        counts.update(noted)
-        noted.clear()
+    for key in noted:
+        counts[key] = counts.get(key, 0) + 1
+    noted.clear()
     return counts
 
 
@@ -114,8 +117,8 @@ class Run:
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.tally = tally = Tally()
-        self._starts: Counts = Counter()
-        self._ends: Counts = Counter()
+        self._starts = Counts()
+        self._ends = Counts()
         self._asked: dict[Port, Any] = {"input": tally.before, "output": tally.after}
         self.watchers: dict[tuple[Any, Port], list[Watcher]] = {}
         self.recorders: list[tuple[Container[Any], Port, Watcher]] = []
@@ -152,11 +155,12 @@ class Run:
 
     def seen(self, key: Any, port: Port) -> int:
         """How often the model has passed a port of a site."""
-        tally = self.tally
-        noted, counts = (tally.left, self._ends) if port == "output" else (tally.entered, self._starts)
-        if len(noted) > FEW:
+        noted, counts = (
+            (self.tally.left, self._ends) if port == "output" else (self.tally.entered, self._starts)
+        )
+        if noted:
             _count(noted, counts)
-        return counts.get(key, 0) + noted.count(key)
+        return counts.get(key, 0)
 
     def count(self) -> None:
         """Count what has been noted, for notes take memory."""
@@ -189,9 +193,12 @@ class Run:
             self.side = None
         if live is not None and live.key == key and live.number == number and port in ("input", live.port):
             return live
-        if self.seen(key, port) > number:
+        tally, switch = self.tally, self.switch
+        noted, passed = (tally.left, self._ends) if port == "output" else (tally.entered, self._starts)
+        if noted:
+            _count(noted, passed)
+        if passed.get(key, 0) > number:
             return self._past(site, port, number)
-        switch = self.switch
         if switch.done:
             raise NotReachedError(self._missed(site, port, number))
         if self.pending:
@@ -340,10 +347,6 @@ class Run:
             note = f"In this run {where} was skipped: is the replacement what the module would have returned?"
             error.__dict__.setdefault("__notes__", []).append(note)  # `add_note`, from Python 3.11
 
-    def forget(self) -> None:
-        """The trace is over: hold the model's error no longer, whose traceback holds this run."""
-        self.failed = None
-
     def _release(self) -> None:
         self.live = self.side = None
         self.pending.clear()
@@ -364,7 +367,7 @@ class Run:
         try:
             return call()
         finally:
-            tally.stack = None
+            tally.stack = NOBODY
 
     def watch(self, key: Any, port: Port, watcher: Watcher) -> None:
         """Have `watcher` called at every visit of a site from now on, before the block sees it."""
@@ -409,7 +412,7 @@ class Run:
 
     def leave(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Report a call that has been made, and return what the model goes on with."""
-        number = self.seen(key, "output") - 1
+        number = _count(self.tally.left, self._ends)[key] - 1
         visit = Visit(key, number, args, kwargs, "output", result)
         self._arrive(visit, "output")
         return visit.result

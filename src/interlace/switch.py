@@ -181,7 +181,9 @@ class Switch:
         self._ambient: ambient.State = ambient.read()
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._level = ambient.functorch_level()
-        self._home = _homes.home
+        home = self._home = _homes.home
+        if home.abandoned:
+            unwind_abandoned()
         self._abandoned = False
         self._token = object() if token is None else token
         self.done = False
@@ -368,7 +370,7 @@ def _is_coverage(tracer: Any) -> bool:
     return type(owner).__module__.partition(".")[0] == "coverage"
 
 
-_OPERATORS = frozenset(
+OPERATORS = frozenset(
     kind.__init__.__code__.co_filename
     for kind in (torch._ops.OpOverload, torch._library.custom_ops.CustomOpDef)
 )
@@ -378,7 +380,7 @@ _OPERATORS = frozenset(
 def in_operator(frame: FrameType | None, until: FrameType | None) -> bool:
     """Whether an operator of torch runs Python code on a stack, from `frame` outward to `until`."""
     while frame is not None and frame is not until:
-        if frame.f_code.co_filename in _OPERATORS:
+        if frame.f_code.co_filename in OPERATORS:
             return True
         frame = frame.f_back
     return False

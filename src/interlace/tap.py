@@ -44,31 +44,23 @@ def _knows_call_impl() -> bool:
 SHORT = _knows_call_impl()
 """Whether a module without hooks may be called by its forward, which is what torch does then."""
 
+HOOKED = dict.fromkeys(HOOKS, True)
+"""Looked at in place of a module that must not be called by its forward."""
+
 
 class Tap:
-    """What one module's report calls through to, and whose it is. It must not know the report: no cycles.
+    """What belongs to one module's report. It must not know the report: no cycles.
 
     Attributes:
-        inner: The module's own call, or what its slot held.
         held: What the slot held before, if anything.
-        short: Whether the forward may be called instead of `inner` while there are no hooks.
-        lender: The taps of the tree that this one belongs to.
+        lender: The taps of the tree that the report belongs to.
     """
 
-    __slots__ = ("held", "inner", "lender", "own_call", "short")
+    __slots__ = ("held", "lender")
 
-    def __init__(self, module: nn.Module, lender: "weakref.ref[Taps]") -> None:
-        self.inner: Callable[..., Any] = module._call_impl
-        self.held: Callable[..., Any] | None = None
-        own = getattr(self.inner, "__func__", None) is nn.Module._call_impl
-        self.own_call = SHORT and own and all(name in module.__dict__ for name in HOOKS)
-        self.short = self.own_call
+    def __init__(self, held: Callable[..., Any] | None, lender: "weakref.ref[Taps]") -> None:
+        self.held = held
         self.lender = lender
-
-    def hold(self, held: Callable[..., Any] | None, module: nn.Module) -> None:
-        """Call through to what the slot held; None for the module's own call."""
-        self.held, self.inner = held, held or module._call_impl
-        self.short = self.own_call and held is None
 
 
 def _here() -> Tally | None:
@@ -78,26 +70,25 @@ def _here() -> Tally | None:
     return run.tally if isinstance(run, Run) else None
 
 
-def _root(report: Callable[..., Any], served: Callable[[], Tally]) -> Callable[..., Any]:
-    """The report of a model's root, which also keeps the notes of a long run short when nobody asks for anything."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if len(served().entered) > MANY and (tally := _here()) is not None and tally is served():
-            getcurrent().tracing.count()  # type: ignore[attr-defined]
-        return report(*args, **kwargs)
-
-    call.tap = report.tap  # type: ignore[attr-defined]
-    return call
+def _may_shorten(module: nn.Module) -> bool:
+    """Whether the call of a module is torch's own, and what it looks at is where it looks."""
+    own: Any = getattr(module._call_impl, "__func__", None) is nn.Module._call_impl
+    return SHORT and own and all(name in module.__dict__ for name in HOOKS)
 
 
-def _reports(
-    modules: list[nn.Module], lender: "weakref.ref[Taps]"
-) -> tuple[list[Callable[..., Any]], Callable[[Tally], None]]:
-    """What runs in place of each module's call, and what says whose run is served by the quick way.
+Make = Callable[[nn.Module, Callable[..., Any] | None], Callable[..., Any]]
 
-    It is the hot path of the library. The run that was opened last is known to all reports of a tree by one
-    variable; any other run is found by the stack that it executes on. A module without hooks is called by its
-    forward, past torch's own look at its hooks, which is done here. That pays for the report.
+
+def _reporter(root: int, lender: "weakref.ref[Taps]") -> tuple[Make, Callable[[Tally], None]]:
+    """What makes the reports of a tree's modules, and what says whose run is served by the quick way.
+
+    The report of the root also keeps the notes of a long run short when nobody asks for anything.
+
+    A report runs in place of a module's call, and is the hot path of the library. Between two modules of a real
+    model nothing of it is left in the processor's own caches, so what counts is how much it touches: no object
+    of its own beside its cells. The run that was opened last is known to all reports of a tree by one variable;
+    any other run is found by the stack that it executes on. A module without hooks is called by its forward,
+    past torch's own look at its hooks, which is done here. That pays for the report.
     """
     served = _IDLE
     # Those for all modules are looked up by attribute in torch's own code, and are never replaced there.
@@ -111,27 +102,27 @@ def _reports(
         nonlocal served
         served = tally
 
-    def report(module: nn.Module) -> Callable[..., Any]:
-        tap, key, slots = Tap(module, lender), id(module), module.__dict__
+    def report(module: nn.Module, held: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        key, inner = id(module), module._call_impl if held is None else held
+        looked = module.__dict__ if held is None and _may_shorten(module) else HOOKED
 
         def call(*args: Any, **kwargs: Any) -> Any:
             tally, stack = served, getcurrent()
             if stack is not tally.stack:
                 found = _here()
                 if found is None:
-                    return tap.inner(*args, **kwargs)  # a plain call while a trace is open
+                    return inner(*args, **kwargs)  # a plain call while a trace is open
                 tally = found
             if key in tally.before:
-                return stack.tracing.reach(key, tap.inner, args, kwargs)  # type: ignore[attr-defined]
+                return stack.tracing.reach(key, inner, args, kwargs)  # type: ignore[attr-defined]
             tally.entered.append(key)
             try:
                 if (
-                    not tap.short
-                    or slots["_forward_hooks"] or slots["_forward_pre_hooks"]
-                    or slots["_backward_hooks"] or slots["_backward_pre_hooks"]
+                    looked["_forward_hooks"] or looked["_forward_pre_hooks"]
+                    or looked["_backward_hooks"] or looked["_backward_pre_hooks"]
                     or any_forward or any_forward_pre or any_backward or any_backward_pre
                 ):  # fmt: skip
-                    result = tap.inner(*args, **kwargs)
+                    result = inner(*args, **kwargs)
                 else:
                     result = module.forward(*args, **kwargs)
             except BaseException:
@@ -142,11 +133,16 @@ def _reports(
                 return stack.tracing.leave(key, args, kwargs, result)  # type: ignore[attr-defined]
             return result
 
-        call.tap = tap  # type: ignore[attr-defined]
-        return call
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            if len(served.entered) > MANY and getcurrent() is served.stack:
+                served.stack.tracing.count()
+            return call(*args, **kwargs)
 
-    reports = [report(module) for module in modules]
-    return [_root(reports[0], lambda: served), *reports[1:]], serve
+        made = counting if key == root else call
+        made.tap = Tap(held, lender)  # type: ignore[attr-defined]
+        return made
+
+    return report, serve
 
 
 def works() -> bool:
@@ -170,6 +166,7 @@ class Taps:
 
     __slots__ = (
         "__weakref__",
+        "_report",
         "calls",
         "lenders",
         "modules",
@@ -183,7 +180,8 @@ class Taps:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self.modules = list(modules)
         self.slots = [module.__dict__ for module in self.modules]
-        self.calls, self.serve = _reports(self.modules, weakref.ref(self))
+        self._report, self.serve = _reporter(id(self.modules[0]), weakref.ref(self))
+        self.calls = [self._report(module, None) for module in self.modules]
         self.users: set[int] = set()
         self.placed = False
         self.lenders: list[Taps] = []
@@ -213,10 +211,9 @@ class Taps:
             if lender is not None:
                 lenders[id(lender)] = lender
                 continue
-            tap: Tap = self.calls[index].tap  # type: ignore[attr-defined]
-            tap.hold(held, self.modules[index])
-            self.slots[index][SLOT] = self.calls[index]
             self.replaced.append(index)
+            self.calls[index] = self._report(self.modules[index], held)
+            self.slots[index][SLOT] = self.calls[index]
         self.lenders = list(lenders.values())
         for lender in self.lenders:
             lender.users.add(id(self))
@@ -258,5 +255,6 @@ class Taps:
     def _restore(self, index: int) -> None:
         """Give a slot back what it held, unless somebody has put something else there."""
         tap: Tap = self.calls[index].tap  # type: ignore[attr-defined]
-        self.slots[index].setdefault(SLOT, tap.held)
-        tap.hold(None, self.modules[index])
+        if tap.held is not None:
+            self.slots[index].setdefault(SLOT, tap.held)
+        self.calls[index] = self._report(self.modules[index], None)

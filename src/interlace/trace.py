@@ -28,7 +28,7 @@ from interlace.selection import Modules, choose
 from interlace.shards import SHARD_BYTES
 from interlace.site import Port, Site, Visit
 from interlace.steps import Iter, Steps
-from interlace.switch import carried, unwind_abandoned
+from interlace.switch import carried
 from interlace.tap import Taps
 from interlace.tracebacks import trim
 from interlace.tree import Tree
@@ -75,7 +75,6 @@ class Trace:
     def __enter__(self) -> "Trace":
         if self._call is None:
             raise TraceError("A trace is opened once; call `.trace(...)` again for another run.")
-        unwind_abandoned()
         prepare, self._call = self._call, None
         waits = getattr(prepare, "waits", False)
         try:
@@ -88,7 +87,7 @@ class Trace:
         self._taps = self._tree.taps()
         self._prepare = prepare
         if call is not None:
-            self._begin(call, edit.workers(self))
+            self._begin(call, self._edits())
         self._taps.install(self)
         self._tree.opened(self.owner, self)
         return self
@@ -142,8 +141,9 @@ class Trace:
             handle.remove()
         self._unfused.clear()
         if self._run is not None:
-            self._run.forget()
-            self._tree.remember(self._run.reads)
+            self._run.failed = None  # its traceback holds the run
+            if self._run.reads:
+                self._tree.remember(self._run.reads)
         self._run = self._steps = self._prepare = self._taps = None
         self._breaks.clear()
 
@@ -171,7 +171,7 @@ class Trace:
 
     def _begin(self, call: Call, workers: list[Worker]) -> None:
         run = Schedule(workers).around(call) if workers else Run(call)
-        self._run, self._steps = run, Steps(run, self._pace())
+        self._run, self._steps = run, None
         if self._taps is not None:
             self._serve_taps(self._taps, run)
         for point in self._breaks:
@@ -185,8 +185,17 @@ class Trace:
         run.known = taps.keys
         run.changes = Changes(taps).enter
 
-    def _pace(self) -> Site | None:
-        return self.model._site if self._paced else None
+    def _edits(self) -> list[Worker]:
+        """Workers for the edits that are stored in the model."""
+        return edit.workers(self) if self.model._tree.edits else []
+
+    def _stepping(self) -> Steps:
+        """The position in the steps of the run, which most runs do without."""
+        run = self.run
+        here = self._here()
+        if here._steps is None:
+            here._steps = Steps(run, here.model._site if here._paced else None)
+        return here._steps
 
     def _start(self) -> Run:
         """Make the run of a trace whose input is in its invokes."""
@@ -194,12 +203,12 @@ class Trace:
         if prepare is None:
             raise TraceError("This trace is not open: its `with` block has not begun, or is over.")
         if prompts is None:
-            self._begin(prepare(), edit.workers(self))
+            self._begin(prepare(), self._edits())
         elif not prompts.inputs:
-            self._begin(prepare(), edit.workers(self) + prompts.workers(self, []))
+            self._begin(prepare(), self._edits() + prompts.workers(self, []))
         else:
             call, rows = prepare.combined(prompts.inputs)  # type: ignore[attr-defined]
-            self._begin(call, edit.workers(self) + prompts.workers(self, rows))
+            self._begin(call, self._edits() + prompts.workers(self, rows))
         taps = self._tree.taps()
         if self._taps is not None and taps is not self._taps:  # real weights came with the input
             self._taps.remove(self)
@@ -269,7 +278,7 @@ class Trace:
         return part
 
     def _serve(self, worker: Worker, owner: frames.Owner, trees: tuple[Tree, ...]) -> None:
-        self._run, self._steps, self.owner = worker, Steps(worker, self._pace()), owner  # type: ignore[assignment, arg-type]
+        self._run, self._steps, self.owner = worker, None, owner  # type: ignore[assignment]
         for tree in trees:
             tree.opened(owner, self)
 
@@ -290,12 +299,11 @@ class Trace:
     def visit(self, site: Site, port: Port) -> Visit:
         """Run the model to the visit of a site that a request made now means."""
         run, steps = self._run, self._steps
-        if run is None or steps is None:
+        if run is None:
             site = self._begun(site)
-            run, steps = self._run, self._steps
+            run = self._run
             assert run is not None
-            assert steps is not None
-        number = 0 if steps.current is None else steps.number(site, port)
+        number = 0 if steps is None or steps.current is None else steps.number(site, port)
         try:
             visit = run.ask(site, port, number)
         except OrderError:
@@ -343,8 +351,8 @@ class Trace:
 
     def joined(self, keys: Iterable[Any], like: Any) -> None:
         """Count further sites from now on: in the current step they begin as `like` did."""
-        assert self._steps is not None
-        self._steps.joined(keys, like)
+        if self._steps is not None:
+            self._steps.joined(keys, like)
 
     @property
     def run(self) -> Run:
@@ -398,6 +406,8 @@ class Trace:
         Raises:
             TraceError: The model failed or the run was stopped, so there is none. After the block it is then None.
         """
+        if self._taps is None and self._outer is None:
+            return self._result
         here = self._here()
         run = here._run
         if run is None and here._prepare is not None:
@@ -509,10 +519,7 @@ class Trace:
 
         The loop ends when the model does; the code after it runs.
         """
-        self.run  # noqa: B018  (raises when the trace is not open)
-        steps = self._here()._steps
-        assert steps is not None
-        return Iter(steps)
+        return Iter(self._stepping())
 
     def all(self) -> Iterator[int]:
         """Every step, until the model ends: the same as `iter[:]`."""
@@ -520,10 +527,7 @@ class Trace:
 
     def next(self, step: int = 1) -> "Trace":
         """Go on to a later step; requests after this one mean visits in it."""
-        self.run  # noqa: B018
-        steps = self._here()._steps
-        assert steps is not None
-        steps.next(step)
+        self._stepping().next(step)
         return self
 
 

@@ -17,11 +17,11 @@ from torch import nn
 from interlace import fakes, ingrad
 from interlace.errors import NotReachedError, OutsideTraceError, ThreadError, TraceError
 from interlace.frames import Owner
-from interlace.operators import careful
+from interlace.operators import Inside
 from interlace.recall import Key, gone, revive, tensors
 from interlace.selection import Outline
 from interlace.site import Past, Port, Site, Visit, spell
-from interlace.switch import carried, pass_dynamo
+from interlace.switch import OPERATORS, carried, pass_dynamo
 from interlace.tap import Taps
 
 if TYPE_CHECKING:
@@ -125,7 +125,10 @@ class Tree:
     def closed(self, owner: Owner, trace: "Trace") -> None:
         """A trace serves no more requests."""
         first = self._open.get(owner.key)
-        left = None if first is None else first.without(trace)
+        if first is None:
+            return
+        alone = first.before is None and first.trace() is trace
+        left = None if alone else first.without(trace)
         if left is not None:
             self._open[owner.key] = left
         else:
@@ -133,14 +136,15 @@ class Tree:
 
     def trace_at(self, frame: FrameType | None) -> "Trace | None":
         """The open trace whose owner is nearest outward from `frame`."""
-        found, asker = self._open, frame
+        found, inside = self._open, False
         while frame is not None and found:
             opened = found.get(id(frame))
             while opened is not None:
                 trace = opened.trace()
                 if trace is not None and opened.code is frame.f_code:
-                    return trace if frame is asker else careful(trace, asker, frame)  # type: ignore[arg-type]
+                    return Inside(trace) if inside else trace  # type: ignore[return-value]
                 opened = opened.before
+            inside = inside or frame.f_code.co_filename in OPERATORS
             frame = frame.f_back
         return None
 
