@@ -7,6 +7,7 @@ does not know modules, and the tap of a module tells it only what happens (`reac
 
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any
 
@@ -73,6 +74,10 @@ class Tally:
         self.left: list[Any] = []
 
 
+FEW = 16
+"""How many notes are counted sooner one by one than by the standard library, which takes a while to begin."""
+
+
 class Counts(dict[Any, int]):
     """How often each key was noted; 0 for one that was not."""
 
@@ -82,8 +87,11 @@ class Counts(dict[Any, int]):
 
 def _count(noted: list[Any], counts: Counts) -> Counts:
     """Count what has been noted."""
-    for key in noted:
-        counts[key] = counts.get(key, 0) + 1
+    if len(noted) < FEW:
+        for key in noted:
+            counts[key] = counts.get(key, 0) + 1
+    else:
+        Counter.update(counts, noted)  # type: ignore[call-overload]
     noted.clear()
     return counts
 

@@ -103,7 +103,8 @@ def _reporter(root: int, lender: "weakref.ref[Taps]") -> tuple[Make, Callable[[T
         served = tally
 
     def report(module: nn.Module, held: Callable[..., Any] | None = None) -> Callable[..., Any]:
-        key, inner = id(module), module._call_impl if held is None else held
+        key = id(module)
+        inner: Callable[..., Any] = module._call_impl if held is None else held
         looked = module.__dict__ if held is None and _may_shorten(module) else HOOKED
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -134,8 +135,9 @@ def _reporter(root: int, lender: "weakref.ref[Taps]") -> tuple[Make, Callable[[T
             return result
 
         def counting(*args: Any, **kwargs: Any) -> Any:
-            if len(served.entered) > MANY and getcurrent() is served.stack:
-                served.stack.tracing.count()
+            stack = getcurrent()
+            if len(served.entered) > MANY and stack is served.stack:
+                stack.tracing.count()
             return call(*args, **kwargs)
 
         made = counting if key == root else call
