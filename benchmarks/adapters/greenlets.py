@@ -6,7 +6,7 @@ Nothing is checked, torch's state is not kept apart, an error is lost, and only 
 from collections.abc import Callable
 from typing import Any
 
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from benchmarks.adapters import bare
@@ -27,6 +27,7 @@ class Tool(bare.Tool):
         self.left: list[int] = []
         self.modules = list(self.net.modules())
         self.taps = [self._tap(module) for module in self.modules]
+        self.block = getcurrent()
         self.worker = greenlet(self._work)
         self.worker.switch()
 
@@ -39,7 +40,7 @@ class Tool(bare.Tool):
             left.append(key)
             if key in wanted:
                 wanted.discard(key)
-                return self.worker.parent.switch(result)
+                return self.block.switch(result)
             return result
 
         return call
@@ -47,7 +48,7 @@ class Tool(bare.Tool):
     def _work(self) -> None:
         result: Any = None
         while True:
-            call = self.worker.parent.switch(result)
+            call = self.block.switch(result)
             result = call()
 
     def _open(self, call: Callable[[], Any] | None = None) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from interlace.envoy import Envoy
 
 Input = tuple[tuple[Any, ...], dict[str, Any]]
+_PLAIN = (type(None), bool, int, float, str)
 Function = str | Callable[..., Any] | None
 
 
@@ -66,9 +67,8 @@ def _all_at(device: torch.device, values: Iterable[Any]) -> bool:
         if isinstance(value, torch.Tensor):
             if value.device != device:
                 return False
-        elif value is not None and not isinstance(value, (bool, int, float, str)):
-            if any(tensor.device != device for tensor in tensors(value)):
-                return False
+        elif not isinstance(value, _PLAIN) and any(tensor.device != device for tensor in tensors(value)):
+            return False
     return True
 
 

@@ -24,6 +24,9 @@ Mark = tuple[torch.Tensor, int, int]
 class Piece:
     """One field of a visit as one prompt has it.
 
+    Args:
+        copy: Whether the rows are copied, not viewed.
+
     Attributes:
         whole: What the rows were taken from.
         value: What stands there now.
@@ -31,16 +34,12 @@ class Piece:
 
     __slots__ = ("_marks", "rows", "value", "whole")
 
-    def __init__(self, rows: Rows, whole: Any) -> None:
+    def __init__(self, rows: Rows, whole: Any, copy: bool) -> None:
         self.rows = rows
         self.whole = whole
-        self.value: Any = None
         self._marks: dict[int, Mark] = {}  # by the identity of the tensor that they were taken from
-
-    def take(self, copy: bool) -> None:
-        """Hand out the rows, and remember what they are."""
-        whole = self.whole
-        if type(whole) is torch.Tensor or isinstance(whole, torch.Tensor):
+        self.value: Any
+        if isinstance(whole, torch.Tensor):
             self.value = self._take(whole, copy)
         else:  # a tensor may stand in two places
             known = self._marks
@@ -50,10 +49,15 @@ class Piece:
             )
 
     def _take(self, whole: torch.Tensor, copy: bool) -> torch.Tensor:
-        shape = whole.shape
-        rows = self.rows.among(shape[0]) if shape else None
-        if rows is None:
+        """Hand out the rows of one tensor, and remember what they are."""
+        rows, shape = self.rows, whole.shape
+        if not shape:
             return whole
+        if shape[0] != rows.total:
+            among = rows.among(shape[0])
+            if among is None:
+                return whole
+            rows = among
         own = whole[rows.start : rows.start + rows.size]
         if copy:
             own = own.clone()
@@ -78,7 +82,7 @@ class Piece:
     def edited(self) -> bool:
         """Whether any of it is touched."""
         whole = self.whole
-        if type(whole) is torch.Tensor or isinstance(whole, torch.Tensor):
+        if isinstance(whole, torch.Tensor):
             return self.touched(whole, self.value)
         pairs = _pairs(whole, self.value)
         return pairs is None or any(self.touched(whole, value) for whole, value in pairs)
@@ -137,10 +141,14 @@ def _splice(whole: Any, parts: list[Part]) -> Any:
 def _splice_leaf(whole: Any, changed: list[tuple[Rows, Any]]) -> Any:
     if not changed:
         return whole
-    if not changed[0][0].has(whole) or not all(isinstance(value, torch.Tensor) for _, value in changed):
-        return changed[-1][1]
-    if changed[0][0].total != len(whole):
-        changed = [(rows.among(len(whole)) or rows, value) for rows, value in changed]
+    size = whole.shape[0] if isinstance(whole, torch.Tensor) and whole.dim() else None
+    if size != changed[0][0].total:
+        if size is None or changed[0][0].among(size) is None:
+            return changed[-1][1]
+        changed = [(rows.among(size) or rows, value) for rows, value in changed]
+    for _, value in changed:
+        if not isinstance(value, torch.Tensor):
+            return changed[-1][1]
     if len(changed) > 1:
         changed.sort(key=_start)
     pieces, at = [], 0
@@ -149,7 +157,7 @@ def _splice_leaf(whole: Any, changed: list[tuple[Rows, Any]]) -> Any:
             pieces.append(whole[at : rows.start])
         pieces.append(value)
         at = rows.start + rows.size
-    if at < len(whole):
+    if at < size:
         pieces.append(whole[at:])
     try:
         return torch.cat(pieces)
@@ -199,9 +207,9 @@ class RowVisit:
         piece = self.pieces.get(field)
         if piece is None:
             visit = self.visit
-            piece = self.pieces[field] = Piece(self.rows, getattr(visit, field))
             # What a call was made with is not the model's to take any more once the call is over.
-            piece.take((field == "result" or visit.port == "input") and _grad())
+            copy = (field == "result" or visit.port == "input") and _grad()
+            piece = self.pieces[field] = Piece(self.rows, getattr(visit, field), copy)
         return piece
 
     def shares(self) -> bool:
@@ -271,7 +279,7 @@ def join(visit: Visit, views: Iterable[RowVisit], again: bool = False) -> None:
 
 def splice(rows: Rows, whole: Any, value: Any) -> Any:
     """A nested value with the rows of one prompt replaced."""
-    return _splice(whole, [(Piece(rows, whole), whole, value)])
+    return _splice(whole, [(Piece(rows, whole, copy=False), whole, value)])
 
 
 def stack(values: list[Any]) -> Any:

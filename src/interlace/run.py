@@ -428,18 +428,18 @@ class Run:
     def _arrive(self, visit: Visit, port: Port) -> None:
         switch, key, wanted = self.switch, visit.key, self._wanted
         if switch.ending:
-            self._held_back = self._held_back or port == "output"  # a call that should have been unwound
+            self._held_back |= port == "output"  # a call that should have been unwound
             raise RunEnded
         visit.port = port
         changed = None
         if self.changes is not None and (not _forward_grad() or _top_hooks(True) is not None):
             changed = self.changes(visit)
-        watched = self.watchers and (key, port) in self.watchers
-        if watched:
-            self._tell(visit, port)
-        if self.passing is not None and port == "output" and not switch.done:
+        watched = self.watchers.get((key, port), ())
+        for watcher in watched:
+            watcher(visit)
+        if self.passing is not None:
             self._pass(self.passing, visit)
-        if wanted is not None and wanted[0] == key and wanted[2] == port and wanted[1] == visit.number:
+        if wanted == (key, visit.number, port):
             self._wanted = None
             if not watched and not self.recorders:
                 self._asked[port].discard(key)
@@ -447,7 +447,7 @@ class Run:
             switch.pause()
             if port == "output" and (result := visit.result).__class__ is _Tensor:
                 if result.requires_grad:
-                    self.reads[wanted] = _weak(result)
+                    self.reads[key, visit.number, port] = _weak(result)
             elif _grad():
                 remember(self.reads, visit, port)
         if changed is not None:
@@ -457,7 +457,11 @@ class Run:
 
     def _pass(self, passing: dict[tuple[Any, int], Visit], visit: Visit) -> None:
         """Keep a visit that is passed in search of a step, if a request could still mean it."""
-        if visit.number == 0 or isinstance(self.tally.after, Everything):
+        if (
+            visit.port == "output"
+            and not self.switch.done
+            and (visit.number == 0 or isinstance(self.tally.after, Everything))
+        ):
             passing[visit.key, visit.number] = visit
 
     # -- what an error says ----------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ class Schedule:
         over: Whether the model has ended.
         result: What the model returned.
         error: What a block raised.
+        run: The run that they share, until it is over.
     """
 
     def __init__(self, workers: list[Worker]) -> None:
@@ -40,7 +41,7 @@ class Schedule:
         self.over = False
         self.result: Any = None
         self.error: BaseException | None = None
-        self._run: Served | None = None
+        self.run: Served = None  # type: ignore[assignment]
         self._expected: set[tuple[Any, Port]] = set()
         self._waiting: dict[Want, list[Worker]] = {}
         self._held: list[Worker] = []
@@ -48,12 +49,6 @@ class Schedule:
         self._ahead: set[Worker] = set()
         for place, worker in enumerate(workers):
             worker.place, worker._schedule = place, self
-
-    @property
-    def run(self) -> Served:
-        """The run that they share."""
-        assert self._run is not None
-        return self._run
 
     def around(self, call: Callable[[], Any]) -> Run:
         """The run of a model's call with the workers served."""
@@ -76,8 +71,8 @@ class Schedule:
                 self._raise()
             return self.result
 
-        self._run = Served(serve, self)
-        return self._run
+        self.run = Served(serve, self)
+        return self.run
 
     @property
     def finished(self) -> Finished | None:
@@ -110,9 +105,9 @@ class Schedule:
         for worker in self.workers:
             worker.leave()
         self.workers = []
-        if self._run is not None:
-            self._run.schedule = None
-        self._run = self.live = None
+        if self.run is not None:
+            self.run.schedule = None
+        self.run = self.live = None  # type: ignore[assignment]
         self.views = []
         for kept in (self._waiting, self._held, self._skips, self._ahead):
             kept.clear()
@@ -124,15 +119,15 @@ class Schedule:
         waiting = self._waiting
         if want in waiting:
             waiting[want].append(worker)
-        else:
-            waiting[want] = [worker]
-            self._report(want[0], want[2])
+            return
+        waiting[want] = [worker]
+        key, _, port = want
+        if (key, port) not in self._expected:
+            self._report(key, port)
 
     def _report(self, key: Any, port: Port) -> None:
-        site = key, port
-        if site not in self._expected:
-            self._expected.add(site)
-            self.run.watch(key, port, self._reached)
+        self._expected.add((key, port))
+        self.run.watch(key, port, self._reached)
 
     def hold(self, worker: Worker) -> None:
         """Note that a worker waits for something else than the model."""
@@ -200,8 +195,7 @@ class Schedule:
                 raise RunEnded
             if self._held:
                 self._release(ready)
-        run = self._run
-        if run is not None and run.stopped and not self.over:
+        if not self.over and self.run.stopped:
             raise RunEnded
 
     def _tell(self, worker: Worker) -> None:
@@ -228,7 +222,8 @@ class Schedule:
     def _last_turns(self) -> None:
         """After the model: what is not reached any more is an error at the line that waits for it."""
         ready: list[Worker] = []
-        self._release(ready)
+        if self._held:
+            self._release(ready)
         self._turns(ready)
         while late := self._late():
             self._waiting.clear()
@@ -245,15 +240,21 @@ class Schedule:
 
     def _late(self) -> Worker | None:
         """The first worker that waits for the model, else the first that waits for anything."""
-        left = [worker for worker in self.workers if not worker.switch.done]
-        return next((worker for worker in left if worker.want is not None), left[0] if left else None)
+        late: Worker | None = None
+        for worker in self.workers:
+            if not worker.switch.done:
+                if worker.want is not None:
+                    return worker
+                late = late or worker
+        return late
 
     def skip(self, site: Site, rows: Rows, value: Any) -> None:
         """Note that one block skips its rows of the call at whose input the model is."""
         live = self.live
         assert live is not None
         self._skips.setdefault((live.key, live.number), []).append((rows, value))
-        self._report(live.key, "output")
+        if (live.key, "output") not in self._expected:
+            self._report(live.key, "output")
         if sum(rows.size for rows, _ in self._skips[live.key, live.number]) == rows.total:
             self.run.skipped.append(site)
 

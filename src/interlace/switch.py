@@ -180,7 +180,7 @@ class Switch:
         self._resumer: greenlet | None = None
         self._ambient: ambient.State = ambient.read()
         self._context: contextvars.Context | None = contextvars.copy_context()
-        self._level = ambient.functorch_level()
+        self._level = 0 if _transform() is None else ambient.functorch_level()
         home = self._home = _homes.home
         if home.abandoned:
             unwind_abandoned()

@@ -320,7 +320,8 @@ class Worker:
             sys.settrace(own)
 
     def _own(self, visit: Visit) -> RowVisit:
-        view, views, rows = self._view, self.schedule.views, self.rows
+        schedule = self._schedule or self.schedule
+        view, views, rows = self._view, schedule.views, self.rows
         if view is None or view.visit is not visit or view not in views:  # at the output it has new pieces
             assert rows is not None
             view = self._view = RowVisit(visit, rows)
