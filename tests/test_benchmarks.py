@@ -27,6 +27,15 @@ def test_every_tool_does_the_same(make: Callable[[], Subject]) -> None:
         assert not set(differing(made, workload)) & set(OURS), workload.name
 
 
+@pytest.mark.parametrize("make", MAKERS, ids=["overhead", "cold", "gpt2", "llama"])
+def test_the_mechanism_alone_does_the_same_where_it_takes_part(make: Callable[[], Subject]) -> None:
+    subject = make()
+    made = {name: tool for name, tool in ready(subject).items() if name in ("bare", "hooks", "greenlets")}
+    for workload in workloads_of(subject):
+        absent = workload is workloads.CACHE_ALL
+        assert set(differing(made, workload)) == ({"greenlets"} if absent else set()), workload.name
+
+
 def test_edits_reach_the_result() -> None:
     made = ready(GPT2())
     plain = values(made["bare"], workloads.UNTRACED)[0]
