@@ -28,6 +28,7 @@ from interlace import ambient, unwind
 from interlace.errors import InterlaceWarning, RunEnded, ThreadError, TraceError
 
 _transform = ambient.transform
+_gettrace = sys.gettrace
 _ambient_now = ambient.read
 
 _TURN = ()
@@ -211,14 +212,14 @@ class Switch:
             ThreadError: On another thread than the one that made this switch.
             TraceError: Where torch does not allow the two stacks to take turns out of order.
         """
-        home = self._home
-        if get_ident() != home.ident:
+        home, resumer = self._home, getcurrent()
+        if resumer is not self._resumer and get_ident() != home.ident:
             raise ThreadError(
                 "This trace belongs to another thread; open a trace in the thread that uses it."
             )
         if home.abandoned and self._unwound_before():
             return
-        worker, parked, token, resumer = self._worker, home.parked, self._token, getcurrent()
+        worker, parked, token = self._worker, home.parked, self._token
         if worker is None:
             worker = self._start(home, resumer)
         else:
@@ -228,7 +229,7 @@ class Switch:
                 self._take_turn(parked, worker)
             if resumer is not self._resumer:
                 worker.parent = self._resumer = resumer
-        mine, theirs, tracer = _ambient_now(), self._ambient, sys.gettrace()
+        mine, theirs, tracer = _ambient_now(), self._ambient, _gettrace()
         if tracer is not None and _is_coverage(tracer):
             sys.settrace(None)  # here and nowhere deeper: coverage must see this frame return
         if mine is not theirs and mine != theirs:
