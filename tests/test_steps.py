@@ -234,6 +234,22 @@ def test_a_loop_over_a_step_that_has_passed_leaves_the_order_as_it_was(
     assert torch.equal(refused[0], net(x))
 
 
+def test_a_step_that_was_begun_before_an_invoke_belongs_to_no_run(
+    model: il.Model, x: Tensor, visits: list[Tensor]
+) -> None:
+    """The run is made anew with the blocks of the invokes, and its steps with it."""
+    with model.trace(x) as tracer:
+        tracer.next()
+        tracer.invoke()(lambda: None)
+        first = model.block.output
+    assert torch.equal(first, visits[0])
+    with pytest.raises(TraceError, match="The body of this step loop asked for nothing"):
+        with model.trace(x) as tracer:
+            for _ in tracer.iter[:1]:
+                tracer.invoke()(lambda: None)
+                assert torch.equal(model.block.output, visits[0])
+
+
 def test_next_goes_on_to_the_following_step(model: il.Model, x: Tensor, visits: list[Tensor]) -> None:
     """S-81: by one or by several; it returns the tracer."""
     with model.trace(x) as tracer:

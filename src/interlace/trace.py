@@ -232,7 +232,7 @@ class Trace:
                 "An invoke must be opened before the model starts, inside the trace.\n"
                 "Write it above the first line of the block that asks for a value."
             )
-        self._run = None
+        self._run = self._steps = None
         if self._prompts is None:
             self._prompts = Prompts()
         return Invoke(self._prompts, (args, kwargs) if args or kwargs else None)
