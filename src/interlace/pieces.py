@@ -141,7 +141,7 @@ def _splice(whole: Any, parts: list[Part]) -> Any:
 def _splice_leaf(whole: Any, changed: list[tuple[Rows, Any]]) -> Any:
     if not changed:
         return whole
-    size = whole.shape[0] if isinstance(whole, torch.Tensor) and whole.dim() else None
+    size = whole.size(0) if isinstance(whole, torch.Tensor) and whole.dim() else None
     if size != changed[0][0].total:
         if size is None or changed[0][0].among(size) is None:
             return changed[-1][1]
@@ -279,7 +279,10 @@ def join(visit: Visit, views: Iterable[RowVisit], again: bool = False) -> None:
 
 def splice(rows: Rows, whole: Any, value: Any) -> Any:
     """A nested value with the rows of one prompt replaced."""
-    return _splice(whole, [(Piece(rows, whole, copy=False), whole, value)])
+    nothing = Piece(
+        rows, None, copy=False
+    )  # has handed out no rows, so whatever is not the model's own is new
+    return _splice(whole, [(nothing, whole, value)])
 
 
 def stack(values: list[Any]) -> Any:

@@ -450,6 +450,32 @@ def test_skipping_some_rows_runs_the_others(model: il.Model, net: nn.Sequential)
     torch.testing.assert_close(second, net(Y))
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("kind", ["sparse", "nested"])
+def test_skipping_some_rows_of_a_value_that_cannot_be_cut_in_rows(kind: str) -> None:
+    """S-31: what stands for it need not have rows either, and the call's own is not touched."""
+    parts = [torch.ones(size) for size in range(1, 6)]
+    strange = torch.eye(5).to_sparse() if kind == "sparse" else torch.nested.nested_tensor(parts)
+
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x * 2, strange
+
+    class Passed(nn.Module):
+        def forward(self, both: tuple[torch.Tensor, object]) -> tuple[torch.Tensor, object]:
+            return both
+
+    model = il.Model(nn.Sequential(Two(), Passed()))
+    with model.trace() as tracer:
+        with tracer.invoke(X):
+            model[0].skip((torch.zeros(2, 4), None))
+        with tracer.invoke(Y):
+            pass
+        tensor, other = model[1].output
+    assert torch.equal(tensor, torch.cat([torch.zeros(2, 4), Y * 2]))
+    assert other is None
+
+
 @pytest.mark.parametrize("form", ["with", "function"])
 @pytest.mark.parametrize("at", [0, 2])
 def test_what_another_prompt_stopped_is_not_reached(model: il.Model, at: int, form: str) -> None:
