@@ -235,6 +235,22 @@ def test_a_model_compiled_as_a_whole_or_in_place() -> None:
         model.b.p.output  # noqa: B018
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at it, traced or not
+def test_a_compiled_call_in_a_block_counts_no_visit_and_is_compiled_no_more_often_for_it() -> None:
+    """Law 9: it is nobody's run, wherever the run of the trace is."""
+    graphs: list[int] = []
+    net = Net()
+    model, quick = il.Model(net), compiled(net, graphs)
+    for _ in range(2):
+        with model.trace(X):
+            assert torch.equal(quick(X), net(X))
+            for part in (model.a, model.b, model.c):
+                part.output  # noqa: B018
+                assert torch.equal(quick(X), net(X))
+            assert torch.equal(model.output, net(X))
+    assert len(graphs) <= 2  # before the model's side has begun, and after
+
+
 @pytest.mark.parametrize(
     "make",
     [torch.jit.script, lambda net: torch.jit.trace(net, X)],  # type: ignore[no-untyped-call]

@@ -136,7 +136,8 @@ def _reporter(root: int, lender: "weakref.ref[Taps]") -> tuple[Make, Callable[[T
 
         def counting(*args: Any, **kwargs: Any) -> Any:
             stack = getcurrent()
-            if len(served.entered) > MANY and stack is served.stack:
+            # Compiled code never comes to the length, and so is not compiled anew for each.
+            if stack is served.stack and len(served.entered) > MANY:
                 stack.tracing.count()
             return call(*args, **kwargs)
 
