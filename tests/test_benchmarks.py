@@ -1,6 +1,8 @@
 """The benchmark measures what it says: every tool arrives at the same values. Nothing is timed here."""
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gradients, memory, models, prompts, recording, report, scans, source, workloads
-from benchmarks.adapters import OURS
+from benchmarks.adapters import OURS, tools
 from benchmarks.aims import Aim, aim_of, ratio
 from benchmarks.measure import Contender, Cost, interleaved
 from benchmarks.models import Subject
@@ -34,6 +36,19 @@ def test_the_mechanism_alone_does_the_same_where_it_takes_part(make: Callable[[]
     for workload in workloads_of(subject):
         absent = workload is workloads.CACHE_ALL
         assert set(differing(made, workload)) == ({"greenlets"} if absent else set()), workload.name
+
+
+@pytest.mark.parametrize("name", [*OURS, "greenlets"])
+def test_a_tool_goes_with_its_subject(name: str) -> None:
+    """Else each model stays in memory while the next one is measured."""
+    subject = models.overhead(3)
+    tool = tools()[name](subject)
+    for workload in workloads_of(subject):
+        values(tool, workload)
+    model = weakref.ref(tool.net)  # type: ignore[attr-defined]
+    del tool
+    gc.collect()
+    assert model() is None
 
 
 def test_edits_reach_the_result() -> None:

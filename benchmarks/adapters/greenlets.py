@@ -15,6 +15,13 @@ from benchmarks.models import Subject, logits
 SLOT = "_compiled_call_impl"
 
 
+def _work(block: greenlet) -> None:
+    """Make one call after the other. It must not hold the tool: nothing frees what a parked stack holds."""
+    result: Any = None
+    while True:
+        result = block.switch(result)()
+
+
 class Tool(bare.Tool):
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
@@ -28,8 +35,8 @@ class Tool(bare.Tool):
         self.modules = list(self.net.modules())
         self.taps = [self._tap(module) for module in self.modules]
         self.block = getcurrent()
-        self.worker = greenlet(self._work)
-        self.worker.switch()
+        self.worker = greenlet(_work)
+        self.worker.switch(self.block)
 
     def _tap(self, module: nn.Module) -> Callable[..., Any]:
         key, forward, entered, left, wanted = id(module), module.forward, self.entered, self.left, self.wanted
@@ -44,12 +51,6 @@ class Tool(bare.Tool):
             return result
 
         return call
-
-    def _work(self) -> None:
-        result: Any = None
-        while True:
-            call = self.block.switch(result)
-            result = call()
 
     def _open(self, call: Callable[[], Any] | None = None) -> None:
         for module, tap in zip(self.modules, self.taps, strict=True):
