@@ -120,6 +120,14 @@ def step_loop(model: il.Model) -> None:
             model[1].output  # noqa: B018
 
 
+def step_loops(model: il.Model) -> None:
+    with model.trace(X) as tracer:
+        for _ in tracer.iter[:]:
+            model[0].output  # noqa: B018
+        for _ in tracer.iter[:]:
+            model[2].output  # noqa: B018
+
+
 def dropped_generator(model: il.Model) -> None:
     def parked() -> Iterator[torch.Tensor]:
         with model.trace(X):
@@ -157,7 +165,7 @@ def nested(model: il.Model) -> None:
     "run",
     [
         good, nothing_asked, user_error, before_start, model_error, model_error_at_exit, model_error_caught,
-        order_error, stopped, step_loop, dropped_generator, never_left, never_entered, exit_stack, nested,
+        order_error, stopped, step_loop, step_loops, dropped_generator, never_left, never_entered, exit_stack, nested,
     ],
     ids=lambda run: run.__name__,
 )  # fmt: skip

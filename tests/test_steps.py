@@ -2,6 +2,8 @@
 
 # ruff: noqa: B018, PERF401, PT012, SIM117
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -215,10 +217,14 @@ def test_a_loop_over_a_step_that_has_passed_leaves_the_order_as_it_was(
     refused = []
 
     def block(tracer: Any) -> None:
-        for _ in tracer.iter[:2]:
+        for step in tracer.iter[:2]:
             model.block.output
+            if step == 1:
+                with pytest.raises(OrderError, match=r"`model\.block\.input` has passed"):
+                    next(tracer.iter[0])
         with pytest.raises(OrderError, match=r"`model\.block\.input` has passed"):
-            next(tracer.iter[0])
+            for _ in tracer.iter[0]:
+                model.block.output
         out = model.head.output
         model.output
         with pytest.raises(OrderError, match=r"`model\.head\.output` has passed"):
@@ -380,6 +386,356 @@ def test_iter_after_the_block_is_refused(model: il.Model, x: Tensor) -> None:
             TraceError, match=r"This trace is not open: its `with` block has not begun, or is over"
         ):
             use()
+
+
+# -- loops over one module after another ----------------------------------------------------------------------------
+
+
+class Phases(nn.Module):
+    """Calls `z`, `x` three times, then by turns `y` and `z`: once in vain before each `y`, twice after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Linear(3, 3)
+        self.y = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+        self.z = nn.Linear(3, 3)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.z(x)
+        for _ in range(3):
+            x = self.x(x)
+        for _ in range(4):
+            with contextlib.suppress(RuntimeError):
+                self.z(x[:, :2])
+            x = self.z(self.z(self.y(x)))
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def phases() -> Phases:
+    return Phases()
+
+
+@pytest.fixture
+def told(phases: Phases, x: Tensor) -> dict[str, list[Tensor]]:
+    """What each module gives at each of its calls."""
+    seen: dict[str, list[Tensor]] = {}
+    handles = [
+        module.register_forward_hook(lambda m, a, o, name=name: seen.setdefault(name, []).append(o))
+        for name, module in phases.named_modules()
+    ]
+    phases(x)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+Form = Callable[[il.Model, Tensor, Callable[[Any], Any]], Any]
+
+
+def native(model: il.Model, x: Tensor, block: Callable[[Any], Any]) -> Any:
+    with model.trace(x) as tracer:
+        return block(tracer)
+
+
+def beside_another(model: il.Model, x: Tensor, block: Callable[[Any], Any]) -> Any:
+    """In a prompt of two, the other of which has a loop over the second module only."""
+    found: list[Any] = []
+    with model.trace() as tracer:
+        tracer.invoke(x)(lambda: found.append(block(tracer)))
+        tracer.invoke(torch.ones(2, 3))(lambda: [model.y.output for _ in tracer.iter[:]])
+    return found[0]
+
+
+def in_an_edited_model(model: il.Model, x: Tensor, block: Callable[[Any], Any]) -> Any:
+    """Beside a stored edit that has a loop of its own."""
+
+    def edit(edited: Any) -> None:
+        with pytest.warns(DeprecationWarning, match=r"`envoy\.iter` is an old name"):
+            steps = edited.y.iter[:]
+        for _ in steps:
+            edited.y.output
+
+    model.edit(edit, inplace=True)
+    try:
+        return native(model, x, block)
+    finally:
+        model.clear_edits()
+
+
+def as_an_edit(model: il.Model, x: Tensor, block: Callable[[Any], Any]) -> Any:
+    """As a stored edit, by the names that it has there."""
+
+    class Tracer:
+        @property
+        def iter(self) -> Any:
+            with pytest.warns(DeprecationWarning, match=r"`envoy\.iter` is an old name"):
+                return model.y.iter
+
+    found: list[Any] = []
+    model.edit(lambda edited: found.append(block(Tracer())), inplace=True)
+    model(x)
+    model.clear_edits()
+    return found[0]
+
+
+FORMS = pytest.mark.parametrize("form", [native, beside_another, in_an_edited_model, as_an_edit])
+
+
+def near(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    """The same up to rounding, for rows of a larger batch may be computed in another order."""
+    return len(ours) == len(theirs) and all(torch.allclose(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@FORMS
+@pytest.mark.parametrize(
+    ("first", "second", "steps"),
+    [
+        (slice(None), slice(None), [0, 1, 2, 3]),
+        (slice(9), slice(None), [0, 1, 2, 3]),
+        (slice(2), slice(2), [0, 1]),
+        (slice(3), slice(0, None), [0, 1, 2, 3]),
+        (slice(None), slice(1, None, 2), [1, 3]),
+        (slice(3), 2, [2]),
+        ([0, 2], [1, 2], [1, 2]),
+        (slice(None), [0, 3], [0, 3]),
+    ],
+)
+def test_each_loop_takes_its_pace_from_its_own_body(
+    phases: Phases, x: Tensor, told: dict[str, list[Tensor]], form: Form, first: Any, second: Any, steps: Any
+) -> None:
+    """S-81, law 6: whether the loop before ended with the model, or left it where it was."""
+    model = il.Model(phases)
+
+    def block(tracer: Any) -> Any:
+        one = [model.x.output for _ in tracer.iter[first]]
+        other = [(step, model.y.output) for step in tracer.iter[second]]
+        return one, other, model.head.output
+
+    one, other, head = form(model, x, block)
+    assert near(one, [told["x"][n] for n in (first if isinstance(first, list) else range(3)[first])])
+    assert [step for step, _ in other] == steps
+    assert near([value for _, value in other], [told["y"][n] for n in steps])
+    assert near([head], told["head"])
+
+
+@FORMS
+@pytest.mark.parametrize("first", [slice(3), slice(None)], ids=["bounded", "to the end"])
+def test_steps_that_have_passed_are_read_like_live_ones(
+    phases: Phases, x: Tensor, told: dict[str, list[Tensor]], form: Form, first: slice
+) -> None:
+    """Law 6: every site of a step, in it and around it, in loops that are left and gone on with."""
+    model = il.Model(phases)
+
+    def block(tracer: Any) -> Any:
+        for _ in tracer.iter[first]:
+            model.x.output
+        rows, steps = [], []
+        for step in tracer.iter[0:]:
+            rows.append((model.y.input, model.y[0].output, model.y[1].input, model.y.output, model.z.output))
+            if step == 1:
+                break
+        for step in tracer.iter[:]:
+            steps.append(step)
+            rows.append((model.y.input, model.y[0].output, model.y[1].input, model.y.output, model.z.output))
+        return rows, steps, model.head.output
+
+    rows, steps, head = form(model, x, block)
+    firsts = [told["x"][-1], *told["z"][2::2]]
+    assert steps == [2, 3]
+    for n, row in enumerate(rows):
+        assert near(
+            list(row), [firsts[n], told["y.0"][n], told["y.0"][n], told["y"][n], told["z"][1 + 2 * n]]
+        )
+    assert len(rows) == 4
+    assert near([head], told["head"])
+
+
+@FORMS
+def test_a_later_loop_may_be_over_what_an_earlier_one_went_past(
+    phases: Phases, x: Tensor, told: dict[str, list[Tensor]], form: Form
+) -> None:
+    """Law 5: only forward, in what has passed too."""
+    model = il.Model(phases)
+
+    def block(tracer: Any) -> Any:
+        for _ in tracer.iter[:]:
+            model.x.output
+        last = [model.y.output for _ in tracer.iter[3]]
+        with pytest.raises(
+            OrderError, match=r"`model\.y\.input` \(visit 1\) has passed: an earlier loop went on"
+        ):
+            for _ in tracer.iter[1]:
+                model.y.output
+        return last, [model.z.output for _ in tracer.iter[11:]], [model.head.output for _ in tracer.iter[:]]
+
+    last, rest, heads = form(model, x, block)
+    assert near(last, told["y"][3:])
+    assert near(rest, told["z"][7:])
+    assert near(heads, told["head"])
+
+
+@FORMS
+def test_a_loop_after_a_bounded_one_changes_the_model(phases: Phases, x: Tensor, form: Form) -> None:
+    """S-81, law 11: one after a loop that saw the model end is told to bound it."""
+    model = il.Model(phases)
+
+    def changed(tracer: Any) -> Any:
+        for _ in tracer.iter[:3]:
+            model.x.output
+        for _ in tracer.iter[:]:
+            model.y.output = model.y.output * 0
+        return model.head.output
+
+    def late(tracer: Any) -> None:
+        for _ in tracer.iter[:]:
+            model.x.output
+        for _ in tracer.iter[:]:
+            with pytest.raises(
+                OrderError, match=r"To change it, bound the loop: `for step in tracer\.iter\[:n\]:`"
+            ):
+                model.y.output = torch.zeros(1, 3)
+
+    assert torch.allclose(form(model, x, changed), phases.head(phases.z(phases.z(torch.zeros(1, 3)))))
+    form(model, x, late)
+
+
+@FORMS
+@pytest.mark.parametrize("left", ["bound", "break"])
+def test_a_loop_goes_on_where_one_over_the_same_site_stopped(
+    phases: Phases, x: Tensor, told: dict[str, list[Tensor]], form: Form, left: str
+) -> None:
+    """S-81: no step is repeated or lost, and the numbers go on."""
+    model = il.Model(phases)
+
+    def block(tracer: Any) -> Any:
+        for step in tracer.iter[:2] if left == "bound" else tracer.iter[:]:
+            model.y.output
+            if step == 1:
+                break
+        return [(step, model.y.output) for step in tracer.iter[:]]
+
+    rest = form(model, x, block)
+    assert [step for step, _ in rest] == [2, 3]
+    assert near([value for _, value in rest], told["y"][2:])
+
+
+def test_another_site_after_a_bounded_loop_loses_no_step(
+    phases: Phases, x: Tensor, told: dict[str, list[Tensor]]
+) -> None:
+    """S-81: the first turn has its number before its body has asked, as if the loop before went on."""
+    model = il.Model(phases)
+    with model.trace(x) as tracer:
+        for _ in tracer.iter[:3]:
+            model.x.output
+        rest = [(step, model.y.output) for step in tracer.iter[:]]
+    assert [step for step, _ in rest] == [3, 1, 2, 3]
+    assert equal([value for _, value in rest], told["y"])
+
+
+@FORMS
+def test_a_loop_that_comes_too_late_says_so(phases: Phases, x: Tensor, form: Form) -> None:
+    """Law 5: the first turn of a loop finds out whether there is one, at the line that asks."""
+    model = il.Model(phases)
+
+    def block(tracer: Any) -> None:
+        for _ in tracer.iter[:2]:
+            model.x.output
+        with pytest.raises(OrderError, match=r"`model\.x\.input` has passed"):
+            for _ in tracer.iter[:2]:
+                model.x.output
+        for _ in tracer.iter[:]:
+            model.x.output
+        with pytest.raises(
+            NotReachedError, match=r"`model\.x\.input` \(visit 3\) was not reached.* 3 visits of it"
+        ):
+            for _ in tracer.iter[:]:
+                model.x.output
+        with pytest.raises(TraceError, match="The body of this step loop asked for nothing"):
+            for _ in tracer.iter[:]:
+                pass
+
+    form(model, x, block)
+
+
+def test_a_call_that_has_begun_is_no_lost_step(model: il.Model, x: Tensor, visits: list[Tensor]) -> None:
+    """S-81: its input was read before the loop."""
+    with model.trace(x) as tracer:
+        model.block.input
+        ours = [(step, model.block.output) for step in tracer.iter[:]]
+    assert [step for step, _ in ours] == list(range(TIMES))
+    assert equal([value for _, value in ours], visits)
+
+
+def test_a_step_whose_input_was_read_before_has_its_own_visits_of_others(
+    phases: Phases, x: Tensor, told: dict[str, list[Tensor]]
+) -> None:
+    """S-81: those that came before it are no part of it."""
+    model = il.Model(phases)
+    with model.trace(x) as tracer:
+        model.y.input
+        ours = [(model.y.output, model.z.output) for _ in tracer.iter[:2]]
+    assert equal([a for a, _ in ours], told["y"][:2])
+    assert equal([b for _, b in ours], told["z"][1:4:2])
+
+
+def test_prompts_look_for_steps_beside_each_other(
+    phases: Phases, x: Tensor, told: dict[str, list[Tensor]]
+) -> None:
+    """S-81, law 3: each goes on from where its own loop was."""
+    model, found = il.Model(phases), {}
+
+    def block(tracer: Any, first: str, second: str) -> None:
+        for _ in tracer.iter[:]:
+            model.get(first).output
+        found[first, second] = [model.get(second).output for _ in tracer.iter[:]]
+
+    pairs = [("x", "y"), ("y", "z"), ("y", "head")]
+    with model.trace() as tracer:
+        for first, second in pairs:
+            tracer.invoke(x)(functools.partial(block, tracer, first, second))
+    assert near(found["x", "y"], told["y"])
+    assert near(found["y", "z"], told["z"][-2:])
+    assert near(found["y", "head"], told["head"])
+
+
+def test_a_loop_inside_another_keeps_its_pace(
+    phases: Phases, x: Tensor, told: dict[str, list[Tensor]]
+) -> None:
+    """S-81: a step of both is a call of what the outer one asked for first."""
+    model = il.Model(phases)
+    with model.trace(x) as tracer:
+        for _ in tracer.iter[:1]:
+            model.y.output
+            inner = [(step, model.z.output) for step in tracer.iter[:]]
+        head = model.head.output
+    assert [step for step, _ in inner] == [1, 2, 3]
+    assert equal([value for _, value in inner], told["z"][3::2])
+    assert equal([head], told["head"])
+
+
+def test_next_between_loops(phases: Phases, x: Tensor, told: dict[str, list[Tensor]]) -> None:
+    """S-81: outside of loops it has a pace of its own, which no loop takes over."""
+    model = il.Model(phases)
+    with model.trace(x) as tracer:
+        first = [model.x.output for _ in tracer.iter[:1]]
+        tracer.next()
+        second = model.x.output
+        loop = [(model.y.output, model.z.output) for _ in tracer.iter[0:2]]
+        with pytest.raises(OrderError, match=r"`model\.x\.output` \(visit 1\) has passed"):
+            model.x.output
+        rest = [model.y.output for _ in tracer.iter[:]]
+    assert equal([*first, second], told["x"][:2])
+    assert equal([a for a, _ in loop], told["y"][:2])
+    assert equal([b for _, b in loop], told["z"][1:4:2])
+    assert equal(rest, told["y"][2:])
+    with model.trace(x) as tracer:
+        for _ in tracer.iter[:1]:
+            model.x.output
+        tracer.next()
+        second = model.y.output
+    assert equal([second], told["y"][1:2])
 
 
 # -- a method that calls the model several times ----------------------------------------------------------------------

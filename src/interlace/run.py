@@ -15,6 +15,7 @@ import torch
 
 from interlace import ambient
 from interlace.errors import InterlaceWarning, NotReachedError, OrderError, RunEnded, TraceError
+from interlace.passing import Keep, Passing
 from interlace.recall import Key, weakly
 from interlace.site import Past, Port, Site, Visit, spell
 from interlace.switch import Switch
@@ -109,8 +110,7 @@ class Run:
         changes: Called before blocks get a visit inside a region that may be recomputed.
         kinds: What kind of value was last asked for at the output of each site, by key.
         frames: The operations that report to this run, by the key of the module whose forward they are in.
-        passing: Visits made while looking ahead for a step that may never come; what is left when the model
-            has ended can still be read.
+        passing: What is passed in search of a step that may never come.
         at_end: What to undo when the run has ended.
         pending: Called before the model goes on.
         reads: What was read with gradients, remembered weakly.
@@ -135,7 +135,7 @@ class Run:
         self.skipped: list[Site] = []
         self.kinds: dict[Any, type] = {}
         self.pending: list[Callable[[], None]] = []
-        self.passing: dict[tuple[Any, int], Visit] | None = None
+        self.passing: Passing | None = None
         self.stopped = False
         self.failed: BaseException | None = None
         self._wanted: tuple[Any, int, Port] | None = None
@@ -231,35 +231,44 @@ class Run:
 
     def _past(self, site: Site, port: Port, number: int) -> Visit:
         """A visit that has passed, where it can still be read; else the error that says why not."""
-        if self.passing is not None and (site.key, number) in self.passing:
-            return Past(self.passing[site.key, number], site.at(port, number))
+        if self.passing is not None and (site.key, number) in self.passing.visits:
+            return Past(self.passing.visits[site.key, number], site.at(port, number))
         if port == "output" and (site.key, number) in self._broken:
             raise NotReachedError(self._missed(site, port, number))
         raise OrderError(self._passed(site, port, number))
 
-    def ahead(self, site: Site, port: Port, number: int, inside: bool = False) -> bool:
+    def ahead(self, site: Site, port: Port, number: int, keep: Keep = "first") -> bool:
         """Run until a visit like `ask`, and tell whether it came before the model ended.
 
-        If it did not, visits on the way can still be read, for the block had no way to ask for them before:
-        first ones, which is what a request outside of a loop means, or all of them `inside` another loop.
+        If it did not, visits on the way can still be read, for the block had no way to ask for them before.
         """
-        tally, asked = self.tally, self._asked["output"]
         if not self.switch.done:
-            tally.after, self.passing = Everything() if inside else asked | self._unseen(), {}
+            self._look(keep)
         try:
             self.ask(site, port, number)
         except NotReachedError:
             return False
-        except TraceError:
-            if not self.switch.done:
-                self.passing = None  # nobody looks ahead any more
-            raise
-        else:
-            self.passing = None
-            return True
         finally:
-            if not self.switch.ending:
-                tally.after = asked
+            if not self.switch.done and not self.switch.ending:
+                self._looked()
+        return True
+
+    def _look(self, keep: Keep) -> None:
+        """Keep what passes from now on."""
+        self.passing = Passing()
+        self.report(keep)
+
+    def _looked(self) -> None:
+        """Nobody looks ahead any more."""
+        self.tally.before, self.tally.after = self._asked["input"], self._asked["output"]
+        self.passing = None
+
+    def report(self, keep: Keep) -> None:
+        """Have what is to be kept report, until nobody looks ahead any more."""
+        tally = self.tally
+        tally.after = self._asked["output"] | self._unseen() if keep == "first" else Everything()
+        if keep == "order":
+            tally.before = Everything()
 
     def _unseen(self) -> set[Any]:
         """The keys of sites that have not been left yet."""
@@ -417,6 +426,8 @@ class Run:
         ends = self.ends
         self._broken.add((key, ends[key]))
         ends[key] += 1
+        if self.passing is not None:
+            self.passing.log.append((key, "output"))
 
     def leave(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Report a call that has been made, and return what the model goes on with."""
@@ -437,8 +448,8 @@ class Run:
         watched = self.watchers.get((key, port), ())
         for watcher in watched:
             watcher(visit)
-        if self.passing is not None:
-            self._pass(self.passing, visit)
+        if self.passing is not None and not switch.done:
+            self.passing.add(visit, isinstance(self.tally.after, Everything))
         if wanted == (key, visit.number, port):
             self._wanted = None
             if not watched and not self.recorders:
@@ -454,15 +465,6 @@ class Run:
             changed()
         if self.recorders:
             self._record(visit, port)
-
-    def _pass(self, passing: dict[tuple[Any, int], Visit], visit: Visit) -> None:
-        """Keep a visit that is passed in search of a step, if a request could still mean it."""
-        if (
-            visit.port == "output"
-            and not self.switch.done
-            and (visit.number == 0 or isinstance(self.tally.after, Everything))
-        ):
-            passing[visit.key, visit.number] = visit
 
     # -- what an error says ----------------------------------------------------------------------------------
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from interlace.errors import RunEnded
+from interlace.passing import Keep, Passing
 from interlace.pieces import RowVisit, join, splice, stack
 from interlace.rows import Rows
-from interlace.run import Everything, Run
+from interlace.run import Run
 from interlace.served import Finished, Served
 from interlace.site import Port, Site, Visit
 from interlace.workers import Worker
@@ -46,7 +47,7 @@ class Schedule:
         self._waiting: dict[Want, list[Worker]] = {}
         self._held: list[Worker] = []
         self._skips: dict[tuple[Any, int], list[tuple[Rows, Any]]] = {}
-        self._ahead: set[Worker] = set()
+        self._ahead: set[Worker | Run] = set()
         for place, worker in enumerate(workers):
             worker.place, worker._schedule = place, self
 
@@ -133,25 +134,29 @@ class Schedule:
         """Note that a worker waits for something else than the model."""
         self._held.append(worker)
 
-    def look_ahead(self, worker: Worker) -> None:
-        """Keep what passes from now on: a worker looks for a step that may never come."""
+    def look_ahead(self, block: Worker | Run, keep: Keep) -> None:
+        """Keep what passes from now on: a block looks for a step that may never come.
+
+        All of it is kept, for other blocks may ask for more meanwhile.
+        """
         if not self.over:
             run = self.run
-            self._ahead.add(worker)
+            self._ahead.add(block)
             if run.passing is None:
-                run.tally.after, run.passing = Everything(), {}
+                run.passing = Passing()
+                run.report("all" if keep == "first" else keep)
 
-    def looked(self, worker: Worker) -> None:
-        """The step has come."""
-        self._ahead.discard(worker)
-        if not self._ahead:
-            run = self.run
-            run.tally.after, run.passing = run._asked["output"], None
+    def looked(self, block: Worker | Run) -> None:
+        """The step has come, or will never be looked for again."""
+        if not self.over:
+            self._ahead.discard(block)
+            if not self._ahead:
+                self.run.nobody_looks()
 
     def passed(self, key: Any, number: int) -> Visit | None:
         """A visit that passed while somebody looked ahead."""
         passing = self.run.passing
-        return None if passing is None else passing.get((key, number))
+        return None if passing is None else passing.visits.get((key, number))
 
     # -- on the model's side --------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
+from interlace.passing import Keep
 from interlace.rows import Rows
 from interlace.run import Run
 from interlace.site import Port, Site, Visit, spell
@@ -54,9 +55,21 @@ class Served(Run):
             self.switch.end()
             self._release()
 
-    def ahead(self, site: Site, port: Port, number: int, inside: bool = True) -> bool:  # noqa: ARG002
-        """Like `Run.ahead`; everything reports, for other blocks may ask for more meanwhile."""
-        return super().ahead(site, port, number, inside=True)
+    def _look(self, keep: Keep) -> None:
+        if self.schedule is None:
+            super()._look(keep)
+        else:
+            self.schedule.look_ahead(self, keep)
+
+    def _looked(self) -> None:
+        if self.schedule is None:
+            super()._looked()
+        else:
+            self.schedule.looked(self)
+
+    def nobody_looks(self) -> None:
+        """No block looks ahead any more."""
+        super()._looked()
 
     def end(self) -> None:
         """Unwind the model, and the blocks that it does not unwind because it was never started."""

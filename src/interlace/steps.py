@@ -1,18 +1,21 @@
 """Which visit a request means: the first of the run, or the first within the current step of a loop.
 
 A step spans two successive starts of the pacemaker: the traced module when a method such as `generate` is
-traced, else the first site that the loop's body asked for.
+traced, else the first site that the loop's body asks for. Its first turn is begun before that is known. A
+loop inside another one has the same pacemaker.
 """
 
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from types import TracebackType
 from typing import Any
 
 from interlace.capture import Body, Family, capture
-from interlace.errors import TraceError
+from interlace.errors import OrderError, TraceError
+from interlace.passing import Trail
 from interlace.run import Run
 from interlace.site import Port, Site
 
@@ -23,26 +26,31 @@ Which = int | slice | Sequence[int]
 class Step:
     """One turn: how often each site had been entered and left when it began.
 
-    `waiting` is true until the loop's body has asked for something, when nothing else sets the pace.
+    `waiting` is true until the loop's body has asked for something, when nothing else sets the pace. The step is then
+    the first of that site that is not yet over, if that lies before `stop`; else `index` says which.
     """
 
     index: int
     starts: MutableMapping[Any, int]
     ends: MutableMapping[Any, int]
     waiting: bool = False
-    open: bool = False
+    stop: float = 0
 
 
 class Steps:
     """The position of one trace in its steps."""
 
-    __slots__ = ("current", "inside", "pacemaker", "run")
+    __slots__ = ("current", "depth", "inside", "last", "paced", "pacemaker", "run", "trail")
 
     def __init__(self, run: Run, pacemaker: Site | None) -> None:
         self.run = run
+        self.paced = pacemaker is not None  # else each loop finds its own
         self.pacemaker = pacemaker
+        self.last: Site | None = None  # the pacemaker of the loop before
         self.current: Step | None = None
+        self.depth = 0
         self.inside = False  # whether the loop that advances is inside another
+        self.trail: Trail | None = None  # where it is in what was passed, when a loop has seen the model end
 
     def number(self, site: Site, port: Port) -> int:
         """The visit that a request made now means."""
@@ -60,16 +68,38 @@ class Steps:
 
     def _set_pace(self, site: Site, step: Step) -> Step:
         self.pacemaker = site
-        index = self.run.starts[site.key] if step.open else step.index
-        self._begin(index, self.run.ask(site, "input", index).number)
+        first, live = self._first(site.key), self.run.live
+        index = first if first < step.stop else step.index
+        if index == 0 and self._in_first(site.key) and (live is None or live.key != site.key):
+            self.current = Step(0, {}, {})
+        else:
+            self._begin(index, self.run.ask(site, "input", index).number)
         assert self.current is not None
         return self.current
 
     def _begin(self, index: int, number: int) -> None:
-        assert self.pacemaker is not None
-        starts = dict(self.run.starts)
-        starts[self.pacemaker.key] = number
-        self.current = Step(index, starts, dict(self.run.ends))
+        site, trail, run = self.pacemaker, self.trail, self.run
+        assert site is not None
+        if trail is not None and run.passing is not None:
+            if trail.starts.get(site.key, 0) > number:
+                raise OrderError(
+                    f"{site.at('input', number)} has passed: an earlier loop went on from it.\n"
+                    "A trace runs forward only: loop over steps in the order in which the model makes them."
+                )
+            trail.follow(run.passing, site.key, number)
+        here = trail or run
+        starts = dict(here.starts)
+        starts[site.key] = number
+        self.current = Step(index, starts, dict(here.ends))
+
+    def _in_first(self, key: Any) -> bool:
+        """Whether the model is inside the first call of a site."""
+        here = self.trail or self.run
+        return here.starts.get(key, 0) == 1 and here.ends.get(key, 0) == 0
+
+    def _first(self, key: Any) -> int:
+        """The first step of a site that is not yet over."""
+        return 0 if self.depth < 2 and self._in_first(key) else (self.trail or self.run).starts.get(key, 0)
 
     def advance(self, index: int) -> bool:
         """Run to the beginning of a step; False when the model ended first."""
@@ -77,24 +107,32 @@ class Steps:
         if site is None:
             self.current = Step(index, {}, {}, waiting=True)
             return True
-        if index == 0 and run.starts[site.key] == 1 and run.ends[site.key] == 0:
+        if index == 0 and self._in_first(site.key):
             self.current = Step(0, {}, {})
             return True
-        if not run.ahead(site, "input", index, self.inside):
-            return False
-        self._begin(index, index)
-        return True
+        if self.paced:
+            found = run.ahead(site, "input", index, "all" if self.inside else "first")
+        else:
+            trail = self.trail or Trail(run.starts, run.ends, run.passing)
+            found = run.ahead(site, "input", index, "order")
+            self.trail = trail if run.done else None
+        if found:
+            self._begin(index, index)
+        return found
 
     def loop(self, which: Which) -> Iterator[int]:
         """Each step in turn, until the last one that was asked for or until the model ends."""
-        before, inside = self.current, self.inside
+        before, inside, pacemaker = self.current, self.inside, self.pacemaker
+        self.depth += 1
+        if self.depth == 1 and not self.paced:
+            self.pacemaker = None
         try:
             for index in self._indices(which):
                 self.inside = before is not None
                 if not self.advance(index):
                     break
                 if self.current is not None and self.current.waiting:
-                    self.current.open = isinstance(which, slice) and which.start is None
+                    self.current.stop = _open_to(which)
                 yield index
                 if self.current is not None and self.current.waiting:
                     raise TraceError(
@@ -102,7 +140,11 @@ class Steps:
                         "Ask for a value in it, or trace a method such as `generate`."
                     )
         finally:
+            self.depth -= 1
             self.current, self.inside = before, inside
+            self.last = self.pacemaker or self.last
+            if self.depth == 0:
+                self.pacemaker = pacemaker
 
     def _indices(self, which: Which) -> Iterator[int]:
         if isinstance(which, slice):
@@ -121,18 +163,23 @@ class Steps:
                 f"tracer.iter[{which.start}:{which.stop}:{which.step}] counts from the end, which nobody "
                 "knows while the model runs.\nUse steps from 0 upward."
             )
-        index = which.start if which.start is not None else self._next()
+        index = which.start if which.start is not None else self._next(_open_to(which))
         while which.stop is None or index < which.stop:
             yield index
             done = self.current.index if self.current is not None else index
+            index = min(
+                index, done
+            )  # it was too high where another site sets the pace than in the loop before
             index += stride * max(1, -((index - done - 1) // stride))  # past where `next` has led
 
-    def _next(self) -> int:
-        """The first step that is not yet over."""
-        if self.pacemaker is None:
-            return 0
-        seen = self.run.starts[self.pacemaker.key]
-        return 0 if seen == 1 and self.run.ends[self.pacemaker.key] == 0 and self.current is None else seen
+    def _next(self, stop: float) -> int:
+        """The first step that is not yet over; where nobody knows of which site, it may go on from the loop before."""
+        if self.pacemaker is not None:
+            return self._first(self.pacemaker.key)
+        key = None if self.last is None else self.last.key
+        first = self._first(key)
+        none_left = self.run.done and first >= self.run.starts[key]
+        return 0 if none_left or first >= stop else first
 
     def next(self, step: int = 1) -> None:
         """Go on to a later step, outside of a loop or inside one."""
@@ -142,6 +189,13 @@ class Steps:
         if not self.advance(index):
             assert self.pacemaker is not None
             self.run.ask(self.pacemaker, "input", index)
+
+
+def _open_to(which: Which) -> float:
+    """Where a loop ends that begins where the model is; 0 for one that says where it begins."""
+    if not isinstance(which, slice) or which.start is not None:
+        return 0
+    return inf if which.stop is None else which.stop
 
 
 class Loop(Iterator[int]):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from interlace.errors import NotReachedError, OrderError, TraceError
+from interlace.passing import Keep, Passing
 from interlace.pieces import RowVisit, join
 from interlace.recall import Key, weakly
 from interlace.rows import Rows
@@ -124,6 +125,11 @@ class Worker:
         return self.run.ends
 
     @property
+    def passing(self) -> Passing | None:
+        """What is passed in search of a step."""
+        return self.run.passing
+
+    @property
     def kinds(self) -> Any:
         """The type of each site's output."""
         return self.run.kinds
@@ -147,7 +153,7 @@ class Worker:
     def live(self) -> Any:
         """The visit at which the model is, with this block's rows."""
         live = self.schedule.live
-        return None if live is None else self._own(live)
+        return live if live is None or self.rows is None else self._own(live)
 
     def where(self) -> str:
         """Where the model is now, in words."""
@@ -226,11 +232,11 @@ class Worker:
         own: Any = visit if self.rows is None else RowVisit(visit, self.rows)
         return Past(own, site.at(port, number))
 
-    def ahead(self, site: Site, port: Port, number: int, inside: bool = False) -> bool:  # noqa: ARG002
+    def ahead(self, site: Site, port: Port, number: int, keep: Keep = "first") -> bool:
         """Wait like `ask`, and tell whether the visit came before the model ended."""
         schedule = self.schedule
         _outside_operators()
-        schedule.look_ahead(self)
+        schedule.look_ahead(self, keep)
         self._looked = True
         try:
             self.ask(site, port, number)
@@ -241,8 +247,9 @@ class Worker:
                 self._looked = False
                 schedule.looked(self)
             raise
-        self._looked = False
-        schedule.looked(self)
+        if not schedule.over:  # else it came in what had been passed
+            self._looked = False
+            schedule.looked(self)
         if self._steps() is None:
             return True
         self._ended = {**self.starts, site.key: number}
