@@ -4,6 +4,7 @@
 
 import contextlib
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import interlace as il
-from interlace.errors import NotReachedError, OrderError, TraceError
+from interlace.errors import InputError, NotReachedError, OrderError, TraceError
 from tests.models import Looped, Transformer, ids, sequential
 
 TIMES = 5
@@ -933,6 +934,57 @@ def test_stop_ends_a_loop(model: il.Model, x: Tensor, visits: list[Tensor]) -> N
         after = True
     assert after
     assert equal(ours, visits[:3])
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("not opened", "its `with` block has not begun"),
+        ("stopped", "the run was stopped"),
+        ("block", "the block ended with KeyError"),
+        ("prompt", "the model has failed with KeyError"),
+        ("model", "the model has failed with ArithmeticError"),
+        ("model, at the end", "the model has failed with ArithmeticError"),
+        ("model, caught", "the model has failed with ArithmeticError"),
+        ("input", "the block ended with InputError"),
+    ],
+)
+def test_no_result_is_an_error_that_says_why(net: Looped, x: Tensor, how: str, told: str) -> None:
+    """S-86: None would be taken for what the model returned. Law 10: only the words are kept."""
+    if how.startswith("model"):
+        net.head.register_forward_hook(lambda m, a, o: 1 // 0)  # an ArithmeticError
+        told = told.replace("ArithmeticError", "ZeroDivisionError")
+    model = il.Model(net)
+    tracer = model.trace() if how in ("prompt", "input") else model.trace(x)
+    with contextlib.suppress(KeyError, ArithmeticError, InputError):
+        if how != "not opened":
+            with tracer:
+                if how == "prompt":
+                    tracer.invoke(x)(lambda: vars(net)["nothing"])
+                elif how != "input":
+                    seen = weakref.ref(model.block.output)
+                if how == "stopped":
+                    tracer.stop()
+                if how == "block":
+                    raise KeyError
+                if how == "model":
+                    model.output
+                if how == "model, caught":
+                    with contextlib.suppress(ArithmeticError):
+                        model.output
+    with pytest.raises(TraceError, match=rf"^The traced call returned nothing: {told}\.$"):
+        tracer.result
+    if how in ("stopped", "block", "model", "model, at the end", "model, caught"):
+        assert seen() is None
+
+
+def test_a_result_that_was_there_stays_when_the_block_fails(net: Looped, model: il.Model, x: Tensor) -> None:
+    """S-86: in the block and after it."""
+    with contextlib.suppress(KeyError), model.trace(x) as tracer:
+        inside = tracer.result
+        raise KeyError
+    assert tracer.result is inside
+    assert torch.equal(inside, net(x))
 
 
 def test_the_result_is_read_in_the_block_and_after_it(net: Looped, model: il.Model, x: Tensor) -> None:

@@ -85,7 +85,7 @@ class Scan(Trace):
         """Another scan of the same, with the result of this one."""
         given = self._given
         scan = type(self)(given.envoy, given.fn, given.args, given.kwargs)
-        scan._result = self._result
+        scan._result, scan._no_result = self._result, self._no_result
         return scan
 
     def __enter__(self) -> "Scan":

@@ -67,6 +67,7 @@ class Trace:
         self._prepare: Callable[[], Call] | None = None
         self._steps: Steps | None = None
         self._result: Any = None
+        self._no_result: str | None = "its `with` block has not begun"
         self._strays: list[Taps] = []
         self._breaks: list[Break] = []
         self._caches: list[Cache] = []
@@ -103,14 +104,17 @@ class Trace:
             elif run is None:
                 run = self._start()
             if error is None and run is not None:
-                self._result = run.finish()
+                run.finish()
             whole = error is None
         except BaseException as failed:
+            error = failed
             trim(failed)
             raise
         finally:
             prompts, self._prompts = self._prompts, None
             try:
+                self._keep_result(run, error)
+                error = None  # else it and this frame hold each other
                 if run is not None:
                     run.end()
             except BaseException:
@@ -127,6 +131,15 @@ class Trace:
                     finally:
                         if self._caches:
                             self._close_caches(run, whole)
+
+    def _keep_result(self, run: Run | None, error: BaseException | None) -> None:
+        """Keep what the traced call returned, or in words why it returned nothing."""
+        if run is not None and (run.failed is not None or run.stopped):
+            self._no_result = run.where()
+        elif run is not None and run.done:
+            self._result, self._no_result = run.switch.result, None
+        elif error is not None:
+            self._no_result = f"the block ended with {type(error).__name__}"
 
     def _close(self) -> None:
         """Undo what entering did. An interrupt may fall anywhere in it; it is then done again."""
@@ -404,15 +417,15 @@ class Trace:
         """What the traced call returned (token ids for `generate`); in the block, the model finishes first.
 
         Raises:
-            TraceError: The model failed or the run was stopped, so there is none. After the block it is then None.
+            TraceError: There is none: the model failed, the run was stopped, or the block ended early with an error.
         """
-        if self._taps is None and self._outer is None:
-            return self._result
         here = self._here()
         run = here._run
         if run is None and here._prepare is not None:
             run = here._start()
         if run is None:
+            if self._no_result is not None:
+                raise TraceError(f"The traced call returned nothing: {self._no_result}.")
             return self._result
         result = run.finish()
         if run.failed is not None or run.stopped:
