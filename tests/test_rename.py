@@ -72,6 +72,30 @@ def test_a_map_that_matches_nothing_warns(net: Transformer) -> None:
     assert told[0].filename == __file__
 
 
+@pytest.mark.parametrize("key", ["h", "h.0", "0", "h.*", Mlp, "nothing"])
+@pytest.mark.parametrize("alias", ["a.b", ".a.b", ["one", "a.b"]])
+def test_an_alias_is_one_name(net: Transformer, key: str | type, alias: str | list[str]) -> None:
+    """S-51, S-53: keys are paths, aliases are not; the message says what to write."""
+    spelled = "`Mlp`" if key is Mlp else repr(key)
+    with pytest.raises(RenameError) as told:
+        il.Model(net, rename={key: alias})
+    last = alias if isinstance(alias, str) else alias[-1]
+    assert str(told.value).startswith(f"An alias is one name, and {last!r} (for {spelled}) is not.\n")
+    assert f"Write `rename={{{spelled.strip('`')}: 'b'}}`. What is above it" in str(told.value)
+
+
+def test_names_for_several_parts_of_a_path_make_another_path(net: Transformer) -> None:
+    """S-51: what the message of a dotted alias advises."""
+    model = il.Model(net, rename={"h": "layers", "mlp": "ffn"})
+    assert model.layers[0].ffn is model.h[0].mlp
+
+
+@pytest.mark.parametrize("alias", ["", "."])
+def test_an_alias_has_a_name(net: Transformer, alias: str) -> None:
+    with pytest.raises(RenameError, match=r"Write `rename=\{'h': 'name'\}`"):
+        il.Model(net, rename={"h": alias})
+
+
 def test_an_alias_may_not_hide_an_attribute_of_the_module(net: Transformer) -> None:
     """S-55."""
     with pytest.raises(

@@ -44,11 +44,26 @@ class Names:
         self.rename = {
             key: [value] if isinstance(value, str) else list(value) for key, value in (rename or {}).items()
         }
+        self._refuse_dotted()
         self.every = envoys if isinstance(envoys, type) else None
         self.classes: Mapping[Key, type] = envoys if isinstance(envoys, Mapping) else {}
         self.reserved = reserved
         self.aliases: dict[str, dict[str, str]] = {}
         """By path of the envoy: alias to the dotted path, from there, of what it stands for."""
+
+    def _refuse_dotted(self) -> None:
+        """No alias may be a path: only one name can be looked up on an envoy."""
+        for key, aliases in self.rename.items():
+            for alias in aliases:
+                name = alias.strip(".")
+                if not name or "." in name:
+                    last = name.rpartition(".")[2] or "name"
+                    spelled = _show(key).strip("`")
+                    raise RenameError(
+                        f"An alias is one name, and {alias!r} (for {_show(key)}) is not.\n"
+                        f"Write `rename={{{spelled}: {last!r}}}`. What is above it has a key of its own: "
+                        "`{'model': 'transformer', 'layers': 'h'}`."
+                    )
 
     def settle(self, tree: "Tree") -> None:
         """Find what each key stands for in this model; warn when no key of a map matches anything."""
