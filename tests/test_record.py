@@ -139,6 +139,59 @@ def test_edits_of_the_model_act(model: il.Model, tmp_path: Path) -> None:
         model.record(ids(2), "h.0.mlp", tmp_path / "edited")
 
 
+@pytest.mark.parametrize("inputs", [False, True])
+def test_every_module_means_those_that_give_something_of_each_row(
+    model: il.Model, tmp_path: Path, inputs: bool
+) -> None:
+    """A list of modules is never called; what is one value for the batch belongs to no row."""
+    how: dict[str, Any] = {"by": "token", "batch_size": 4, "shard_bytes": 3000, "include_inputs": inputs}
+    rows = ragged(12)
+    every = model.record(rows, None, tmp_path / "every", **how)
+    with model.trace(ids()) as tracer:
+        called = tracer.cache()
+    whole = {f"{path}.output" for path in called}
+    assert {name for name in every if name.endswith(".output")} == whole
+    assert {"model.output", "model.h.1.attn.proj.output", "model.lm_head.output"} <= set(every)
+    assert ("model.h.1.input" in every) is inputs
+    listed = model.record(rows, ["h.1", "mlp"], tmp_path / "listed", **how)
+    for name in listed:
+        assert torch.allclose(every[name][:], listed[name][:], atol=1e-6)
+
+
+def test_every_module_of_odd_ones_leaves_out_what_cannot_be_recorded(tmp_path: Path) -> None:
+    odd = il.Model(Odd()).record(torch.randn(3, 3), None, tmp_path / "odd")
+    assert "model.output" in odd
+    assert not {"model.dead.output", "model.silent.output"} & set(odd)
+    looped = il.Model(Looped()).record(torch.randn(3, 3), None, tmp_path / "looped", include_inputs=True)
+    assert not [name for name in looped if ".block." in name]
+    assert "model.output" in looped
+
+    class Nothing(nn.Module):
+        def forward(self, x: Tensor) -> None:
+            pass
+
+    with pytest.raises(
+        InputError, match=r"No module of the model gives a tensor of each row.*\n.*tracer\.cache"
+    ):
+        il.Model(Nothing()).record(torch.randn(3, 3), None, tmp_path / "nothing")
+
+
+def test_every_module_of_a_failed_recording_goes_on(model: il.Model, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"by": "token", "batch_size": 4, "shard_bytes": 3000}
+    rows = ragged(30)
+    whole = model.record(rows, None, tmp_path / "whole", **how)
+    model.record(rows[:11], None, tmp_path / "broken", **how)
+    after = model.record(rows, None, tmp_path / "broken", **how)
+    assert list(after) == list(whole)
+    assert all(torch.allclose(whole[name][:], after[name][:], atol=1e-6) for name in whole)
+
+
+def test_every_module_of_a_row_that_fits_by_itself(tmp_path: Path) -> None:
+    model = il.Model(Hungry(1, torch.cuda.OutOfMemoryError))
+    acts = model.record(torch.randn(3, 3), None, tmp_path)
+    assert list(acts) == ["model.output", "model.linear.output"]
+
+
 def test_what_comes_after_the_last_site_is_not_computed(tmp_path: Path) -> None:
     model = il.Model(Transformer())
     calls = []

@@ -79,6 +79,16 @@ def test_prompts_of_one_length_may_be_kept_by_row(model: Any, name: str, tmp_pat
         model.record(["a b c", "d e"], site, tmp_path / "other", by="row")
 
 
+def test_every_module_may_be_recorded(model: Any, name: str, tmp_path: Path) -> None:
+    """Those that give no value of each token, such as embeddings of positions, are left out."""
+    acts = model.record(TEXTS, None, tmp_path, batch_size=3)
+    block = f"{tiny.BLOCKS[name]}.1"
+    assert {"model.output", f"{tiny.head(model).path}.output", f"model.{block}.output"} <= set(acts)
+    for number, text in enumerate(TEXTS):
+        assert torch.allclose(acts.row(number)[f"model.{block}.output"], alone(model, name, text), atol=1e-5)
+    assert not {"model.transformer.wpe.output", "model.model.rotary_emb.output"} & set(acts)
+
+
 def test_a_folder_of_a_killed_recording_goes_on(model: Any, name: str, tmp_path: Path) -> None:
     how: dict[str, Any] = {"batch_size": 2, "shard_bytes": 700}
     site = f"{tiny.BLOCKS[name]}.1"

@@ -458,7 +458,8 @@ class Envoy:
         Args:
             dataset: Rows: a list, a tensor along its first axis, any iterable. A row is a prompt (text, token ids)
                 of a language model; else a tensor, or a tuple or mapping of them.
-            sites: What `tracer.cache` takes.
+            sites: What `tracer.cache` takes. None is every module that gives something of each row, as the first
+                row shows.
             to: The folder.
             by: `token` keeps `token ...`, the positions of all rows one after the other and no padding: how a
                 language model is recorded, if nothing is said. `row` keeps `row ...`, for rows that give equal

@@ -35,7 +35,7 @@ def record(
     chosen = {
         _path(site): site for one in wanted for site in (*(at.path for at in one.sites), *one.operations)
     }
-    job = replace(job, sites=list(chosen.values()))
+    job = replace(job, sites=list(chosen.values()), every=job.sites is None)
     rows = Rows(dataset, envoy._row_inputs, job.positions)
     if rows.count == 0:
         raise InputError("The dataset has no rows.")
@@ -79,10 +79,13 @@ def _run(envoy: "Envoy", rows: Rows, job: Job, shards: Shards, batch_size: int, 
         shards.save()
         return
     if "arrays" not in done:
+        if job.every:
+            runner.choose(ahead)
         done["arrays"], done["first"] = runner.probe(ahead), ahead.digest
     else:
         known = done["arrays"].items()
         runner.shapes = {name: tuple(about["shape"]) for name, about in known if name not in COORDINATES}
+        runner.names = frozenset(runner.shapes) if job.every else None
     one = sum(_bytes(about) for about in done["arrays"].values())
     with tqdm(
         total=rows.count, initial=start, unit="row", desc=f"recording {shards.folder.name}", delay=1,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interlace import trees
+from interlace.cache import Cache
 from interlace.dataset import Row, batches
 from interlace.errors import InputError, NotReachedError, RunEnded
 from interlace.keeping import Positions, shares
@@ -35,6 +36,7 @@ class Job:
         by: `token`, or `row`.
         positions: Which positions of each row; None for all.
         dtype: What floating-point values become.
+        every: Whether `sites` is every module, of which some may give nothing to record.
     """
 
     sites: Modules
@@ -42,6 +44,7 @@ class Job:
     by: str
     positions: Positions
     dtype: torch.dtype | None
+    every: bool = False
 
     @property
     def single(self) -> bool:
@@ -117,6 +120,7 @@ class Runner:
     Attributes:
         size: How many rows a batch has at most; it shrinks when memory runs out.
         shapes: Of one token or row, by name; known after `probe`.
+        names: What is recorded of every module; None before `choose` has looked, and where sites were listed.
     """
 
     def __init__(self, envoy: "Envoy", job: Job, size: int) -> None:
@@ -124,6 +128,7 @@ class Runner:
         self.job = job
         self.size = size
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.names: frozenset[str] | None = None
         self._settings = {"include_output": "output" in job.ports, "include_inputs": "input" in job.ports}
 
     # -- one batch -----------------------------------------------------------------------------------------------
@@ -148,18 +153,18 @@ class Runner:
     def _forward(self, args: Any, kwargs: Any, batch: "Batch") -> Flat:
         """One forward, with what each site gives taken as soon as it is there, so that no more is held."""
         job, known, found = self.job, bool(self.shapes), dict[str, torch.Tensor]()
-        names: dict[tuple[Any, Port], str] = {}
+        choosing = job.every and self.names is None
         with self.envoy.trace(*args, **kwargs) as tracer:
             cache = tracer.cache(job.sites, **self._settings)
             cache._reports = False
             run = tracer.model_run
-            for site in cache._outline.sites.values():
-                if site.key in cache._keys:
-                    names |= {(site.key, port): f"{site.path}.{port}" for port in job.ports}
+            names = self._named(cache)
 
             def take(visit: Visit) -> None:
-                name = names[visit.key, visit.port]
+                name = names.get((visit.key, visit.port))
                 value = cache._values[visit.port][visit.key].pop(visit.number)
+                if name is None:
+                    return
                 if name in found:
                     raise _repeated(name)
                 tensor = next(trees.tensors(value), None)
@@ -172,14 +177,44 @@ class Runner:
                     run.stopped = True
                     raise RunEnded
 
+            def attempt(visit: Visit) -> None:
+                try:
+                    take(visit)
+                except InputError:
+                    found.pop(names.pop((visit.key, visit.port)), None)
+
             for port in job.ports:
-                run.record(cache._keys, port, take)
+                run.record(cache._keys, port, attempt if choosing else take)
         for name in names.values():
-            if name not in found:
+            if name not in found and not choosing:
                 raise NotReachedError(
                     f"`{spell(name)}` was not reached for every row.\nRecord sites that each forward comes past."
                 )
-        return {name: found[name] for name in names.values()}
+        return {name: found[name] for name in names.values() if name in found}
+
+    def _named(self, cache: Cache) -> dict[tuple[Any, Port], str]:
+        """What is recorded, by the key of its site and the port."""
+        named = {
+            (site.key, port): f"{site.path}.{port}"
+            for site in cache._outline.sites.values()
+            if site.key in cache._keys
+            for port in self.job.ports
+        }
+        known = self.names
+        return named if known is None else {at: name for at, name in named.items() if name in known}
+
+    def choose(self, row: Row) -> None:
+        """Where every module is to be recorded, keep to those that give something of each row.
+
+        A second copy of the row shows what is one value for the whole batch.
+        """
+        _, found = next(self._fitting([row, row]))
+        self.names = frozenset(found) - {"ids"}
+        if not self.names:
+            raise InputError(
+                "No module of the model gives a tensor of each row, so there is nothing to record.\n"
+                "Record in a trace, with `tracer.cache(...)`."
+            )
 
     # -- a file's rows -------------------------------------------------------------------------------------------
 
