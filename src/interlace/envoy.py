@@ -421,7 +421,16 @@ class Envoy:
 
         Args:
             tracer_cls: A subclass of `Session` to open.
+
+        Raises:
+            TypeError: It is something else.
         """
+        given: object = tracer_cls
+        if not (isinstance(given, type) and issubclass(given, Session)):
+            raise TypeError(
+                f"`session(tracer_cls)` takes a subclass of Session, not {type(tracer_cls).__name__}.\n"
+                "Write `with model.session():`; inputs go to the traces in it."
+            )
         return tracer_cls(self)
 
     def _combine(

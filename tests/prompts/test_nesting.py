@@ -171,6 +171,18 @@ def test_a_subclass_of_the_session_takes_its_place(model: il.Model) -> None:
         assert session.named() == "a session of model.0"
 
 
+@pytest.mark.parametrize(
+    "given", [3, "a prompt", torch.ones(1), Session(None), int, lambda model: Session(model)]
+)
+def test_a_session_takes_no_input(model: il.Model, given: object) -> None:
+    """S-44."""
+    kind = type(given).__name__
+    with pytest.raises(
+        TypeError, match=rf"takes a subclass of Session, not {kind}\.\nWrite `with model\.session"
+    ):
+        model.session(given)  # type: ignore[arg-type]
+
+
 def test_a_session_shares_values_between_blocks_of_its_traces(model: il.Model, net: nn.Sequential) -> None:
     """S-44: accumulators and values, from one trace to the next."""
     total = 0.0
