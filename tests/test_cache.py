@@ -214,6 +214,23 @@ def test_submodules_keep_names_that_values_have() -> None:
     assert torch.equal(cache.output.output, cache.E_output.output)
 
 
+def test_envoys_and_operations_are_names_of_sites() -> None:
+    """S-84: what was listed is what finds it; an envoy and an operation know their paths."""
+    model = il.Model(Transformer(), rename={"mlp": "ffn"})
+    operation = model.h[0].attn.source.self_proj_0
+    with model.trace(ids()) as tracer:
+        cache = tracer.cache([model.h[0].ffn, operation, "h.1"])
+    for listed in (model.h[0].ffn, model.h[1], operation):
+        assert cache[listed].path == listed.path
+        assert cache[listed].output is cache[listed.path].output
+        assert listed in cache
+    assert model.ln_f not in cache
+    with pytest.raises(CacheMissError, match=r"`model\.ln_f` is not in this cache\.\nIt records"):
+        cache[model.ln_f]
+    with pytest.raises(CacheMissError, match=r"The model has no `model\.1`, so the cache has none"):
+        cache[il.Model(sequential())[1]]
+
+
 def test_what_is_not_there_says_so(model: il.Model) -> None:
     with model.trace(ids()) as tracer:
         cache = tracer.cache("h.*.mlp")

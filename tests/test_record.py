@@ -479,6 +479,22 @@ def test_an_array_in_one_file_is_a_view_of_it(model: il.Model, tmp_path: Path) -
     assert il.Recording(tmp_path)["h.0"][:].any()
 
 
+def test_envoys_and_operations_are_names_of_sites(model: il.Model, tmp_path: Path) -> None:
+    operation = model.h[0].attn.source.self_proj_0
+    acts = model.record(ids(3), [model.h, operation], tmp_path, include_inputs=True)
+    assert acts[model.h[1]].name == "model.h.1.output"
+    assert acts[operation].name == "model.h.0.attn.source.self_proj_0.output"
+    assert model.h[1] in acts
+    assert model.ln_f not in acts
+    for sites in (model.h[1], [model.h[1]]):
+        assert set(next(acts.batches(2, sites))) == {"model.h.1.output", "row"}
+    with pytest.raises(CacheMissError, match=r"There is no `model\.ln_f` in"):
+        acts[model.ln_f]
+    with pytest.raises(CacheMissError, match=r'not by int\.\nWrite `acts\["model\.h\.0\.output"\]`'):
+        acts[3]
+    assert 3 not in acts  # type: ignore[comparison-overlap]
+
+
 def test_sites_have_short_names_and_misses_name_the_nearest(acts: il.Recording) -> None:
     for name in ("model.h.1.output", "h.1.output", "h[1]", "model.h[1]", "1"):
         assert acts[name].name == "model.h.1.output"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from interlace.cached import SHOWN, Cached
 from interlace.errors import CacheMissError, InputError, InterlaceWarning, nearest, outside
 from interlace.keeping import Keep
-from interlace.selection import Outline, Wanted
+from interlace.selection import Outline, Wanted, path_of
 from interlace.site import Port, Site, Visit
 from interlace.spill import Spill
 
@@ -29,7 +29,7 @@ class Cache(Mapping[str, Cached]):
     """What `tracer.cache(...)` records: the values of many sites, under the names that they have in the model.
 
     A mapping from path to what was recorded there, in the order of the model; and the root of a tree that is
-    walked like the model, aliases included.
+    walked like the model, aliases included. An envoy or an operation stands for its path.
 
     Example:
         >>> import interlace as il, torch
@@ -206,6 +206,7 @@ class Cache(Mapping[str, Cached]):
                 self._values[port][site.key][number] = entry
 
     def __getitem__(self, key: Any) -> Cached:
+        key = path_of(key)
         if not isinstance(key, str):
             found: Cached = self._root()[key]
             return found
@@ -219,6 +220,7 @@ class Cache(Mapping[str, Cached]):
         return self._root()._at(path)
 
     def __contains__(self, key: object) -> bool:
+        key = path_of(key)
         path = self._outline.resolve(key) if isinstance(key, str) else None
         return path is not None and bool(self._of(path, "output") or self._of(path, "input"))
 

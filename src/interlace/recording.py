@@ -2,14 +2,14 @@
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from interlace.errors import CacheMissError, InputError, nearest
-from interlace.selection import dotted
+from interlace.selection import Modules, dotted, path_of
 from interlace.shards import Shard, Shards
 
 COORDINATES = ("row", "pos", "ids")
@@ -146,8 +146,9 @@ class Labelled:
 class Recording(Mapping[str, Labelled]):
     """What `model.record(..., to=folder)` wrote.
 
-    A mapping from the names of sites to arrays. The first axis of all of them is `token` or `row`; beside them
-    stand, along the same axis, `row` (of the dataset), `pos` (in the row) and, for language models, `ids`.
+    A mapping from the names of sites to arrays; an envoy or an operation stands for its output. The first axis of
+    all of them is `token` or `row`; beside them stand, along the same axis, `row` (of the dataset), `pos` (in the
+    row) and, for language models, `ids`.
 
     Args:
         folder: Where it is.
@@ -176,7 +177,13 @@ class Recording(Mapping[str, Labelled]):
             )
             (self._beside if name in COORDINATES else self._arrays)[name] = made
 
-    def __getitem__(self, site: str) -> Labelled:
+    def __getitem__(self, site: Any) -> Labelled:
+        site = path_of(site)
+        if not isinstance(site, str):
+            raise CacheMissError(
+                f"A site of a recording is named by its path or its envoy, not by {type(site).__name__}.\n"
+                f'Write `acts["{next(iter(self), "h.0")}"]`.'
+            )
         path = dotted(site)
         known = {**self._arrays, **self._beside}
         for name in (path, f"{path}.output"):
@@ -199,7 +206,7 @@ class Recording(Mapping[str, Labelled]):
 
     def __contains__(self, site: object) -> bool:
         try:
-            return isinstance(site, str) and self[site] is not None
+            return self[site] is not None
         except CacheMissError:
             return False
 
@@ -226,7 +233,7 @@ class Recording(Mapping[str, Labelled]):
     def batches(
         self,
         size: int,
-        sites: str | Iterable[str] | None = None,
+        sites: Modules = None,
         *,
         seed: int | None = None,
         mix: int = 8,
@@ -238,7 +245,7 @@ class Recording(Mapping[str, Labelled]):
 
         Args:
             size: Tokens in a batch; rows, where values are kept by row.
-            sites: Which sites; None for all.
+            sites: Which sites: a path, an envoy, or an iterable of those; None for all.
             seed: Shuffle; the same seed gives the same order. None keeps the order of the dataset.
             mix: From how many files, chosen at random, tokens are mixed at a time. As many as there are make the
                 shuffle a perfect one; fewer keep reading from disk quick.
@@ -250,6 +257,7 @@ class Recording(Mapping[str, Labelled]):
             CacheMissError: A site was not recorded.
             InputError: `size` or `mix` is smaller than 1.
         """
+        sites = path_of(sites)
         wanted = [sites] if isinstance(sites, str) else list(self._arrays if sites is None else sites)
         arrays = [self[site] for site in wanted] + list(self._beside.values())
         starts = next(iter(arrays))._starts

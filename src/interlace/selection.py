@@ -151,6 +151,18 @@ def dotted(text: str) -> str:
     return re.sub(r"(?<=[\w\]*])\[(\d+|\*)\]", r".\1", text).strip(".")
 
 
+def path_of(key: Any) -> Any:
+    """The path of an envoy or an operation; any other key as it is."""
+    if isinstance(key, Operation):
+        return key.path
+    return key._path if _is_envoy(key) else key
+
+
+def _is_envoy(value: Any) -> bool:
+    own = getattr(value, "__dict__", {})
+    return "_tree" in own and "_path" in own
+
+
 def _below(path: str, top: str) -> bool:
     return path == top or path.startswith(top + ".")
 
@@ -212,8 +224,7 @@ def choose(envoy: "Envoy", modules: Modules) -> list[Wanted]:
         return [Wanted(f"`{spell(found[0].path)}`", (found[0],))]
     if isinstance(modules, type):
         return [_of_class(tree, outline, top, modules)]
-    own = getattr(modules, "__dict__", {})
-    if "_tree" in own and "_path" in own:
+    if _is_envoy(modules):
         return _envoy(outline, modules)
     if isinstance(modules, Iterable):
         found_all = [wanted for part in modules for wanted in choose(envoy, part)]
