@@ -597,6 +597,77 @@ def test_count_of_nested_and_odd_values() -> None:
     assert four is None or not count(torch.zeros(2, dtype=torch.uint8).view(four))
 
 
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "coordinates": lambda x: x.to_sparse(),
+    "coordinates, with dense rows": lambda x: x.to_sparse(2),
+    "csr": lambda x: x.to_sparse_csr(),
+    "csr, with dense rows": lambda x: x.to_sparse_csr(dense_dim=1),
+    "csc": lambda x: x.to_sparse_csc(),
+    "bsr": lambda x: x.to_sparse_bsr((2, 2)),
+    "bsc": lambda x: x.to_sparse_bsc((2, 2)),
+    "mkldnn": lambda x: x.to_mkldnn(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # torch says once that they are in beta
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_tensor_of_any_layout_counts_as_the_same_one_made_dense(layout: str) -> None:
+    from interlace.finite import count
+
+    nan, inf = float("nan"), float("inf")
+    for bad in ([], [nan], [inf, nan], [-inf], [nan, -inf, nan, inf]):
+        for seed in range(5):
+            random = torch.Generator().manual_seed(seed)
+            x = torch.ones(4, 6, 2) if "dense rows" in layout else torch.ones(4, 6)
+            x[torch.rand(x.shape, generator=random) < 0.5] = 0
+            for at in torch.randperm(x.numel(), generator=random)[: len(bad)].tolist():
+                x.view(-1)[at] = bad[at % len(bad)]
+            for inf_counts in (True, False):
+                for masks in (True, False):
+                    made = LAYOUTS[layout](x)
+                    assert count(made, inf_counts, masks=masks) == count(x, inf_counts, masks=masks)
+
+
+def test_values_of_one_place_of_a_sparse_tensor_are_added() -> None:
+    from interlace.finite import count
+
+    twice = torch.sparse_coo_tensor(
+        torch.tensor([[1, 1], [0, 0]]), torch.tensor([3e38, 3e38]), (2, 2), check_invariants=True
+    )
+    assert count(twice) == count(twice.to_dense())
+    assert count(twice).index == (1, 0)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")  # said once, by torch
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_rows_of_nested_tensors_are_looked_at(layout: torch.layout) -> None:
+    from interlace.finite import count
+
+    rows = [torch.ones(1, 2), torch.tensor([[1.0, float("nan")], [float("inf"), 1.0]]), torch.ones(4, 2)]
+    found = count(torch.nested.nested_tensor(rows, layout=layout))
+    assert (found.nan, found.inf, found.size, found.index) == (1, 1, 4, (1, 0, 1))
+    assert not count(torch.nested.nested_tensor(rows[::2], layout=layout))
+
+
+def test_a_sparse_value_may_be_the_first_that_is_not_finite() -> None:
+    class Sparsely(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sparse, self.dense = Sparse(), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.dense(torch.sparse.mm(self.sparse(x), torch.eye(3)))
+            return found
+
+    class Sparse(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.log().to_sparse()
+
+    found = il.find_nonfinite(il.Model(Sparsely()), torch.tensor([[1.0, 2.0, 3.0], [1.0, 0.0, 2.0]]))
+    assert found is not None
+    assert (found.where, found.value.index) == ("model.sparse.output", (1, 1))
+
+
 # -- the report ------------------------------------------------------------------------------------------
 
 

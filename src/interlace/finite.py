@@ -5,8 +5,8 @@ having been given any. A tensor in which only -inf is not finite is a mask, whic
 not runs.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,11 +77,15 @@ def _of_tensor(value: torch.Tensor, inf: bool, part: str, masks: bool) -> Count:
     if (
         not (value.is_floating_point() or value.is_complex())
         or value.is_meta
-        or value.layout != torch.strided
         or str(value.dtype).startswith("torch.float4")  # which knows neither nan nor infinities
     ):
         return NONE
     value = value.detach()
+    if value.is_nested:
+        return _of_rows(value.unbind(), inf, part, masks)
+    size, shape, indices = value.numel(), value.shape, None
+    if value.layout != torch.strided:
+        value, indices = _stored(value)
     if value.dtype.itemsize == 1:
         value = value.float()  # of 8 bits torch cannot say what is finite
     if inf and torch.isfinite(value).all():
@@ -92,7 +96,40 @@ def _of_tensor(value: torch.Tensor, inf: bool, part: str, masks: bool) -> Count:
     if not len(places) or (not masks and not value.is_complex() and bool((value[bad] == -torch.inf).all())):
         return NONE
     nans = int(nan.sum())
-    return Count(nans, len(places) - nans, value.numel(), part, tuple(places[0].tolist()))
+    first = places[0] if indices is None else _first(places, indices, shape)
+    return Count(nans, len(places) - nans, size, part, tuple(first.tolist()))
+
+
+def _of_rows(rows: Sequence[torch.Tensor], inf: bool, part: str, masks: bool) -> Count:
+    """Those of a nested tensor, whose rows have shapes of their own."""
+    found = NONE
+    for row, held in enumerate(rows):
+        one = _of_tensor(held, inf, part, masks)
+        found = found.beside(replace(one, index=(row, *one.index)) if one else one)
+    return found
+
+
+def _stored(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a tensor of another layout stores; of a sparse one also where, as `axis entry`."""
+    if value.layout == torch.sparse_coo:
+        value = value.coalesce()  # it may say several things of one place, which are added
+    elif value.layout in SPARSE:
+        value = value.to_sparse()
+    else:
+        return value.to_dense(), None
+    return value._values(), value._indices()
+
+
+def _first(places: torch.Tensor, indices: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The first, in row-major order, of some places among the values that a sparse tensor stores."""
+    whole = torch.cat([indices.T[places[:, 0]], places[:, 1:]], dim=1)
+    for axis in range(len(shape)):
+        whole = whole[whole[:, axis] == whole[:, axis].min()]
+    return whole[0]
+
+
+SPARSE = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+"""The layouts of sparse tensors in compressed rows, columns or blocks."""
 
 
 @dataclass(frozen=True, slots=True)
