@@ -700,6 +700,46 @@ def test_a_subclass_of_the_tracer_takes_its_place(model: il.Model) -> None:
     assert tracer.model is model
 
 
+USED = {
+    "all", "barrier", "break_at", "cache", "invoke", "iter", "model", "next", "result", "stop", "unpadded",
+}  # fmt: skip
+
+
+def test_a_tracer_lists_what_a_block_may_use(model: il.Model) -> None:
+    """What only the library uses is not completed by an editor."""
+    plan = model.explain(lambda model: model.h[0].output, ids())
+    with model.trace(ids()) as tracer, model.scan(ids()) as scan:
+        listed = [{name for name in dir(one) if name[0] != "_"} for one in (tracer, scan, plan)]
+    assert listed[0] == listed[1] == USED
+    assert listed[2] - USED == {
+        "kept_bytes",
+        "order",
+        "peak_bytes",
+        "problems",
+        "requests",
+        "returned",
+        "works",
+    }
+
+
+def test_a_subclass_of_the_tracer_may_take_any_other_name(model: il.Model) -> None:
+    """S-36: the library calls what begins with an underscore, and what a user may call."""
+
+    class Own(il.Trace):
+        visit = before = skip = joined = run = model_run = before_going_on = settle = tap = unfuse = None
+        owner = thread = "mine"
+
+    seen = []
+    for kind in (il.Trace, Own):
+        with model.trace(ids(), tracer_cls=kind) as tracer:
+            tracer.cache("mlp")
+            model.h[0].mlp.input = model.h[0].mlp.input * 0
+            model.h[1].attn.source.self_proj_0.output[:] = 1
+            model.h[1].mlp.skip(torch.ones(2, 5, 8))
+            seen.append(model.output.logits)
+    assert torch.equal(*seen)
+
+
 def test_interleave_runs_without_a_block(net: Transformer, model: il.Model) -> None:
     """S-48: through input preparation, a method by its name as well."""
     assert torch.equal(model.interleave(None, ids()).logits, net(ids()).logits)

@@ -237,7 +237,7 @@ def test_only_what_was_asked_for_is_remembered(read: tuple[il.Model, Hidden, Ten
     assert embed.weight.grad is not None
     with torch.no_grad(), model.trace(ids()) as tracer:
         model.h[1].output  # noqa: B018
-        reads = tracer.model_run.reads
+        reads = tracer._model_run.reads
         model.output  # noqa: B018
     assert not reads
 

@@ -272,8 +272,8 @@ def test_no_visit_is_counted_and_rows_and_stored_edits_are_repeated() -> None:
                 model.b.output[:] = 1
                 two = model.output.sum()
                 with il.backward(two, retain_graph=True):
-                    counts = dict(tracer.model_run.starts)
-                same_counts = counts == dict(tracer.model_run.starts)
+                    counts = dict(tracer._model_run.starts)
+                same_counts = counts == dict(tracer._model_run.starts)
         assert same_counts
         with il.backward(one):
             pass

@@ -276,7 +276,7 @@ def test_the_notes_of_a_long_run_stay_short(monkeypatch: pytest.MonkeyPatch) -> 
         nonlocal longest
         for _ in range(40):
             x = net(x)
-            longest = max(longest, len(tracer.run.tally.entered))
+            longest = max(longest, len(tracer._running.tally.entered))
         return x
 
     with model.trace(X, fn=loop) as tracer:

@@ -105,7 +105,7 @@ def break_at(trace: Any, at: Any, number: int, port: Port | None, nonfinite: boo
             "Write `tracer.break_at(model.h[3])`, without `.output`: that would ask for the value now."
         )
     if getattr(at, "_fused", False):
-        trace.unfuse(at._module)
+        trace._unfuse(at._module)
     return AtVisit(site, port, number)
 
 

@@ -74,14 +74,14 @@ class Cache(Mapping[str, Cached]):
         self._on_the_way.clear()
         for port in self._ports:
             run.record(keys, port, self._recorder(port))
-        self._run = weakref.ref(model_run := trace.model_run)
+        self._run = weakref.ref(model_run := trace._model_run)
         self._late = model_run.switch.started
 
     def _unfuse(self, trace: "Trace", wanted: Wanted) -> None:
         """Have torch come past modules that it may run as one operation, as it does where there are hooks."""
         for site in wanted.sites:
             if site.path in self._outline.fused:
-                trace.unfuse(trace._tree.find(site.path))
+                trace._unfuse(trace._tree.find(site.path))
 
     def _recorder(self, port: Port) -> Any:
         values, keep = self._values[port], self._keep

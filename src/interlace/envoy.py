@@ -121,8 +121,8 @@ class Envoy:
         if trace is None:
             trace = tree.trace_for(sys._getframe(2), f"`{spell(self._path)}.{feature}`")
         if self._fused:
-            trace.unfuse(self._module)
-        return trace.visit(self._site, port)
+            trace._unfuse(self._module)
+        return trace._visit(self._site, port)
 
     @property
     def output(self) -> "Activation":
@@ -138,16 +138,16 @@ class Envoy:
         if trace is None:
             return self._scanned("output", sys._getframe(1)).result  # type: ignore[no-any-return]
         if self._fused:
-            trace.unfuse(self._module)
-        return trace.visit(self._site, "output").result  # type: ignore[no-any-return]
+            trace._unfuse(self._module)
+        return trace._visit(self._site, "output").result  # type: ignore[no-any-return]
 
     @output.setter
     def output(self, value: Any) -> None:
         tree, frame = self._tree, sys._getframe(1)
         trace = tree.trace_at(frame) or tree.trace_for(frame, f"`{spell(self._path)}.output`")
         if self._fused:
-            trace.unfuse(self._module)
-        visit = trace.visit(self._site, "output")
+            trace._unfuse(self._module)
+        visit = trace._visit(self._site, "output")
         visit.result = replace(visit.result, value, self._path, ".output")
 
     @property
@@ -189,14 +189,14 @@ class Envoy:
         if trace is None:
             return self._scanned("input", frame, feature)
         if self._fused:
-            trace.unfuse(self._module)
-        return trace.visit(self._site, "input")
+            trace._unfuse(self._module)
+        return trace._visit(self._site, "input")
 
     def _at_input(self, feature: str, frame: Any) -> Visit:
         trace = self._tree.trace_for(frame, f"`{spell(self._path)}.{feature}`")
         if self._fused:
-            trace.unfuse(self._module)
-        return trace.before(self._site)
+            trace._unfuse(self._module)
+        return trace._before(self._site)
 
     def _scanned(self, port: Port, frame: Any, feature: str = "output", of: "Envoy | None" = None) -> Visit:
         """What a scan saw, or what a backward asks for again; `feature` is of this envoy, or of another one."""
@@ -229,7 +229,7 @@ class Envoy:
             OrderError: The module has been called already.
         """
         trace = self._tree.trace_for(sys._getframe(1), f"`{spell(self._path)}.skip()`")
-        trace.skip(self._site, replacement)
+        trace._skip(self._site, replacement)
 
     @property
     def source(self) -> ForwardSource:
@@ -252,7 +252,7 @@ class Envoy:
         """
         if hook:
             trace = self._tree.trace_for(sys._getframe(1), f"`{spell(self._path)}(..., hook=True)`")
-            return trace.run.beside(self._site, self._module, args, kwargs)
+            return trace._running.beside(self._site, self._module, args, kwargs)
         if self._tree.busy and self._tree.trace_at(sys._getframe(1)) is not None:
             return self._module(*args, **kwargs)
         return calls.plain(self, None, args, kwargs)
@@ -310,11 +310,11 @@ class Envoy:
             (torch.Size([1, 3]), torch.float32)
         """
         scan = Scan(self, fn, args, kwargs)
-        if scan.waits or with_follows(sys._getframe(1)):
+        if scan._waits or with_follows(sys._getframe(1)):
             return scan
         with scan:
             pass
-        return scan.again()
+        return scan._again()
 
     def explain(self, *args: Any, fn: str | Callable[..., Any] | None = None, **kwargs: Any) -> Any:
         """What a block asks for, what that costs, and whether it works, before anything runs.
@@ -337,7 +337,7 @@ class Envoy:
             (False, ['model[0].output', 'model[1].output'])
         """
         if args and callable(args[0]) and not isinstance(args[0], (torch.Tensor, nn.Module)):
-            return Plan(self, fn, args[1:], kwargs).run_function(args[0])
+            return Plan(self, fn, args[1:], kwargs)._run_function(args[0])
         return Plan(self, fn, args, kwargs)
 
     def interleave(self, fn: str | Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -612,8 +612,8 @@ class Envoy:
     def _reraise(self, name: str) -> None:
         """Raise the AttributeError of the model that Python has taken for a feature that is missing."""
         trace = self._tree.trace_at(sys._getframe(2))
-        if trace is not None and isinstance(trace.run.failed, AttributeError):
-            raise trace.run.failed
+        if trace is not None and isinstance(trace._running.failed, AttributeError):
+            raise trace._running.failed
         if name not in self._module._modules and not hasattr(self._module, name):
             raise self._miss(name)
 
@@ -640,7 +640,7 @@ class Envoy:
         trace = tree.trace_at(sys._getframe(3))
         tree.stray(path, module)
         if trace is not None:
-            trace.tap(module)
+            trace._tap(module)
         found = tree.envoy(path, lambda: _make(tree, path, self))
         if found._module is not module:
             found._point(module)

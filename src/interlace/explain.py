@@ -150,7 +150,7 @@ class Plan(Scan):
         self._problem(error)
         return True
 
-    def run_function(self, function: Callable[..., Any]) -> "Plan":
+    def _run_function(self, function: Callable[..., Any]) -> "Plan":
         """Run a function of the model, or of the model and the trace, as the block."""
         takes = inspect.signature(function).parameters.values()
         both = (
@@ -169,7 +169,7 @@ class Plan(Scan):
         fakes = self._fakes
         if fakes is None:
             return
-        self._settle()
+        self._conclude()
         self._result = Keep(fakes).value(self._result)  # the trace's own, and nothing that the block holds
         fakes.mode.made = None
         self.kept_bytes, self.peak_bytes = self._memory.now, self._memory.peak
@@ -195,12 +195,12 @@ class Plan(Scan):
     def _whole(self) -> "Plan":
         return self if self._outer is None else cast("Plan", self._outer)
 
-    def visit(self, site: Site, port: Port) -> Visit:
+    def _visit(self, site: Site, port: Port) -> Visit:
         """Run the model to the visit of a site that a request made now means, and note it."""
         whole, late = self._whole, False
-        whole._settle()
+        whole._conclude()
         try:
-            visit = super().visit(site, port)
+            visit = super()._visit(site, port)
         except OrderError as error:
             found = whole._passed(site, port, error)
             if found is None:
@@ -209,10 +209,10 @@ class Plan(Scan):
         whole._note(self, site, port, visit, late)
         return visit
 
-    def before(self, site: Site, what: str = "changed") -> Visit:
-        """Like `visit` at the input, for a write."""
+    def _before(self, site: Site, what: str = "changed") -> Visit:
+        """Like `_visit` at the input, for a write."""
         try:
-            visit = super().before(site, what)
+            visit = super()._before(site, what)
         except OrderError as error:
             whole = self._whole
             request = whole.requests[-1]
@@ -222,9 +222,9 @@ class Plan(Scan):
         self._whole.requests[-1].kind = "write"
         return visit
 
-    def skip(self, site: Site, value: Any) -> None:
+    def _skip(self, site: Site, value: Any) -> None:
         """Let `value` stand for the next call of a site."""
-        super().skip(site, value)
+        super()._skip(site, value)
         request = self._whole.requests[-1]
         request.kind, request.site = "skip", f"{spell(site.path)}.skip()"
 
@@ -262,7 +262,7 @@ class Plan(Scan):
             self.requests.append(asked)
         self._last = asked, visit, port, value, _versions(value)
 
-    def _settle(self) -> None:
+    def _conclude(self) -> None:
         """Tell what the last request was: it may have been the first half of a write."""
         last, self._last = self._last, None
         if last is not None:

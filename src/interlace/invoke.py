@@ -229,7 +229,7 @@ def part(
             own._unserve(trees)
             worker.trace = None
 
-    worker = Worker(serve, rows, name, trace.owner)
+    worker = Worker(serve, rows, name, trace._owner)
     worker.trace = own
     return worker
 

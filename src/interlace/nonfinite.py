@@ -51,7 +51,7 @@ def find_nonfinite(
         )
     told: list[NonFinite] = []
     with torch.no_grad(), model.trace(*args, fn=fn, **kwargs) as tracer:
-        run = tracer.model_run
+        run = tracer._model_run
 
         def found(what: NonFinite, visit: Visit) -> None:  # noqa: ARG001
             told.append(what)

@@ -22,15 +22,15 @@ class Inside:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trace, name)
 
-    def visit(self, site: Site, port: Port) -> Visit:
-        """Like `Trace.visit`; a model that has parked inside an operator of its own is ended first."""
-        run = self._trace.run
+    def _visit(self, site: Site, port: Port) -> Visit:
+        """Like `Trace._visit`; a model that has parked inside an operator of its own is ended first."""
+        run = self._trace._running
         if not isinstance(run, Run):
             raise TraceError(
                 f"{site.at(port)} was asked for inside a torch operator written in Python, in one block of "
                 "several.\nAsk for it before the operator is called."
             )
-        visit: Visit = self._trace.visit(site, port)
+        visit: Visit = self._trace._visit(site, port)
         if in_operator(run.switch.frame, None):
             run.end()
             raise TraceError(
@@ -40,10 +40,10 @@ class Inside:
             )
         return visit
 
-    def before(self, site: Site, what: str = "changed") -> Visit:
-        """Like `Trace.before`."""
-        return type(self._trace).before(self, site, what)  # type: ignore[no-any-return]
+    def _before(self, site: Site, what: str = "changed") -> Visit:
+        """Like `Trace._before`."""
+        return type(self._trace)._before(self, site, what)  # type: ignore[no-any-return]
 
-    def skip(self, site: Site, value: Any) -> None:
-        """Like `Trace.skip`."""
-        type(self._trace).skip(self, site, value)
+    def _skip(self, site: Site, value: Any) -> None:
+        """Like `Trace._skip`."""
+        type(self._trace)._skip(self, site, value)

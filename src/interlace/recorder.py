@@ -157,7 +157,7 @@ class Runner:
         with self.envoy.trace(*args, **kwargs) as tracer:
             cache = tracer.cache(job.sites, **self._settings)
             cache._reports = False
-            run = tracer.model_run
+            run = tracer._model_run
             names = self._named(cache)
 
             def take(visit: Visit) -> None:

@@ -67,7 +67,7 @@ class Scan(Trace):
 
     _opened_by = "scan"
     _fakes: Fakes | None = None
-    _before: Snapshot | None = None
+    _snapshot: Snapshot | None = None
     _stance: Any = None
 
     def __init__(self, model: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -77,11 +77,11 @@ class Scan(Trace):
         super().__init__(model, model._tree, self._given, fn is not None)
 
     @property
-    def waits(self) -> bool:
+    def _waits(self) -> bool:
         """Whether its input may come from `tracer.invoke(...)`."""
         return self._given.waits
 
-    def again(self) -> "Scan":
+    def _again(self) -> "Scan":
         """Another scan of the same, with the result of this one."""
         given = self._given
         scan = type(self)(given.envoy, given.fn, given.args, given.kwargs)
@@ -91,7 +91,7 @@ class Scan(Trace):
     def __enter__(self) -> "Scan":
         if self._call is not None:
             self._fakes = self._given.fakes = Fakes(_destination(self._tree))
-            self._before = self._given.before = Snapshot(self._tree.taps().modules)
+            self._snapshot = self._given.before = Snapshot(self._tree.taps().modules)
             self._fakes.__enter__()
             self._stance = _uncompiled(self._tree.taps().modules)
         try:
@@ -111,7 +111,7 @@ class Scan(Trace):
 
     def __del__(self) -> None:
         super().__del__()
-        if self.thread == threading.get_ident():
+        if self._thread == threading.get_ident():
             self._leave()
 
     def _begin(self, call: Callable[[], Any], workers: list[Worker]) -> None:
@@ -132,8 +132,8 @@ class Scan(Trace):
         visit.result = map_tensors(fakes.settled, visit.result)
 
     def _leave(self) -> None:
-        fakes, before = self._fakes, self._before
-        self._fakes = self._before = None
+        fakes, before = self._fakes, self._snapshot
+        self._fakes = self._snapshot = None
         if fakes is None or before is None:
             return
         try:

@@ -50,13 +50,13 @@ class Trace:
 
     Attributes:
         model: The envoy that was traced.
-        owner: The frame in which the block stands.
-        thread: The thread that entered it.
     """
+
+    # All else that a user has no use for begins with an underscore, so that a subclass may take any other name.
 
     def __init__(self, model: Any, tree: Tree, call: Callable[[], Call], paced: bool = False) -> None:
         self.model = model
-        self.thread = 0
+        self._thread = 0
         self._tree = tree
         self._call: Callable[[], Call] | None = call
         self._paced = paced
@@ -83,14 +83,14 @@ class Trace:
         except BaseException as failed:
             trim(failed)
             raise
-        self.thread = threading.get_ident()
-        self.owner = frames.owner(sys._getframe(1))
+        self._thread = threading.get_ident()
+        self._owner = frames.owner(sys._getframe(1))
         self._taps = self._tree.taps()
         self._prepare = prepare
         if call is not None:
             self._begin(call, self._edits())
         self._taps.install(self)
-        self._tree.opened(self.owner, self)
+        self._tree.opened(self._owner, self)
         return self
 
     def __exit__(
@@ -146,7 +146,7 @@ class Trace:
         taps = self._taps
         if taps is None:
             return
-        self._tree.closed(self.owner, self)
+        self._tree.closed(self._owner, self)
         for placed in (taps, *self._strays):
             placed.remove(self)
         self._strays.clear()
@@ -204,7 +204,7 @@ class Trace:
 
     def _stepping(self) -> Steps:
         """The position in the steps of the run, which most runs do without."""
-        run = self.run
+        run = self._running
         here = self._here()
         if here._steps is None:
             here._steps = Steps(run, here.model._site if here._paced else None)
@@ -280,24 +280,24 @@ class Trace:
         """
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"`unpadded` takes one tensor, not {type(value).__name__}.")
-        run = cast("Run | Worker", self.run)
+        run = cast("Run | Worker", self._running)
         return run.unpadded(value, dims or (1,)) if isinstance(run, Worker) else value
 
     def _part(self) -> "Trace":
         """The trace of one block among several."""
         part: Trace = object.__new__(type(self))
         Trace.__init__(part, self.model, self._tree, lambda: lambda: None, self._paced)
-        part._call, part._outer, part.thread = None, self, self.thread
+        part._call, part._outer, part._thread = None, self, self._thread
         return part
 
     def _serve(self, worker: Worker, owner: frames.Owner, trees: tuple[Tree, ...]) -> None:
-        self._run, self._steps, self.owner = worker, None, owner  # type: ignore[assignment]
+        self._run, self._steps, self._owner = worker, None, owner  # type: ignore[assignment]
         for tree in trees:
             tree.opened(owner, self)
 
     def _unserve(self, trees: tuple[Tree, ...]) -> None:
         for tree in trees:
-            tree.closed(self.owner, self)
+            tree.closed(self._owner, self)
         if self._run is not None:
             self._tree.remember(self._run.reads)
         self._run = self._steps = self._outer = None
@@ -309,7 +309,7 @@ class Trace:
 
     # -- requests -----------------------------------------------------------------------------------------------
 
-    def visit(self, site: Site, port: Port) -> Visit:
+    def _visit(self, site: Site, port: Port) -> Visit:
         """Run the model to the visit of a site that a request made now means."""
         run, steps = self._run, self._steps
         if run is None:
@@ -341,9 +341,9 @@ class Trace:
             return site if envoy is None else envoy._site
         return site
 
-    def before(self, site: Site, what: str = "changed") -> Visit:
-        """Like `visit` at the input, for a write: the call must not have begun."""
-        visit = self.visit(site, "input")
+    def _before(self, site: Site, what: str = "changed") -> Visit:
+        """Like `_visit` at the input, for a write: the call must not have begun."""
+        visit = self._visit(site, "input")
         if visit.port != "input":
             raise OrderError(
                 f"{site.at('input', visit.number)} cannot be {what} any more: the call has been made.\n"
@@ -351,47 +351,47 @@ class Trace:
             )
         return visit
 
-    def skip(self, site: Site, value: Any) -> None:
+    def _skip(self, site: Site, value: Any) -> None:
         """Let `value` stand for the next call of a site.
 
         Raises:
             WriteError: A scan, or an earlier visit, told that the site gives something of another structure.
         """
         site = self._begun(site)
-        visit, run = self.before(site, "skipped"), self.run
+        visit, run = self._before(site, "skipped"), self._running
         scanned = self._tree.shapes.get(site.path)
         run.skip(site, visit, stand_in(value, site, run.kinds.get(site.key), scanned))
 
-    def joined(self, keys: Iterable[Any], like: Any) -> None:
+    def _joined(self, keys: Iterable[Any], like: Any) -> None:
         """Count further sites from now on: in the current step they begin as `like` did."""
         if self._steps is not None:
             self._steps.joined(keys, like)
 
     @property
-    def run(self) -> Run:
+    def _running(self) -> Run:
         """The run in progress."""
         here = self._here()
         return here._start() if here._run is None else here._run
 
     @property
-    def model_run(self) -> Run:
+    def _model_run(self) -> Run:
         """The run of the model itself, which several blocks may share."""
-        run = cast("Run | Worker", self.run)
+        run = cast("Run | Worker", self._running)
         return run.run if isinstance(run, Worker) else run
 
-    def before_going_on(self, call: Callable[[], None]) -> None:
+    def _before_going_on(self, call: Callable[[], None]) -> None:
         """Have something called before the model goes on: at the next request, or when the block ends."""
-        self.run.pending.append(call)
+        self._running.pending.append(call)
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """Let what waits for the model to go on have its effect now."""
-        if self.run.pending:
-            self.run.settle()
+        if self._running.pending:
+            self._running.settle()
 
-    def tap(self, module: nn.Module) -> None:
+    def _tap(self, module: nn.Module) -> None:
         """Let a module that the tree has just learned of report in this run."""
         if self._outer is not None:
-            self._outer.tap(module)
+            self._outer._tap(module)
         elif not any(
             module in placed.modules for placed in (self._taps, *self._strays) if placed is not None
         ):
@@ -400,13 +400,13 @@ class Trace:
             if self._run is not None:  # else it begins with taps that know the module
                 self._run.learn(self._strays[-1].keys())
 
-    def unfuse(self, module: nn.Module) -> None:
+    def _unfuse(self, module: nn.Module) -> None:
         """Keep torch's fused path from passing over this module in this run.
 
         The presence of any hook switches it off, as it would for a hand-written one.
         """
         if self._outer is not None:
-            self._outer.unfuse(module)
+            self._outer._unfuse(module)
         elif module not in self._unfused:
             self._unfused[module] = module.register_forward_pre_hook(_nothing)
 
@@ -499,7 +499,7 @@ class Trace:
 
     def stop(self) -> None:
         """End the model's run here. What was read stays, and the statements after this one run."""
-        self.run.stop()
+        self._running.stop()
 
     def break_at(
         self, at: Any = None, number: int = 0, *, port: Port | None = None, nonfinite: bool = False
@@ -523,7 +523,7 @@ class Trace:
             raise TraceError("This trace is not open: its `with` block has not begun, or is over.")
         point = break_at(self, at, number, port, nonfinite, sys._getframe(1))
         if self._here()._run is not None:
-            point.set(self.model_run)
+            point.set(self._model_run)
         self._breaks.append(point)
 
     @property

@@ -155,7 +155,7 @@ class Tree:
             return trace
         traces = [trace for opened in list(self._open.values()) for trace in opened.all()]
         here = threading.get_ident()
-        if any(trace is not None and trace.thread != here for trace in traces):
+        if any(trace is not None and trace._thread != here for trace in traces):
             raise ThreadError(
                 f"{what} was asked for in another thread than the one whose trace is open.\n"
                 "Open a trace in each thread: they do not disturb each other."

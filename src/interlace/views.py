@@ -69,7 +69,7 @@ class View:
         trace, visit = self._reach(envoy, sys._getframe(1))
         assert trace is not None
         if self.port != "output":
-            trace.before(self._target(envoy)._site)
+            trace._before(self._target(envoy)._site)
         sight = self._sight(envoy, trace, visit)
         if value is not sight.value:
             sight.write(replace(sight.value, value, self.where(envoy)), insisted=isinstance(value, Insisted))
@@ -88,8 +88,8 @@ class View:
         if trace is None:
             return None, target._scanned(port, frame, self.name, envoy)
         if target._fused:
-            trace.unfuse(target._module)
-        return trace, trace.visit(target._site, port)
+            trace._unfuse(target._module)
+        return trace, trace._visit(target._site, port)
 
     def _seen(self, envoy: "Envoy", value: Any) -> Any:
         try:
@@ -99,13 +99,13 @@ class View:
 
     def _sight(self, envoy: "Envoy", trace: "Trace", visit: Visit) -> "Sight":
         """What is seen at a visit: the same object each time, until its site is written to."""
-        trace.settle()
+        trace._settle()
         current = _value(visit, self.port)
-        for held in trace.run.pending:
+        for held in trace._running.pending:
             if isinstance(held, Sight) and held.view is self and held.visit is visit and held.fresh(current):
                 return held
         sight = Sight(self, envoy, trace, visit, self._seen(envoy, current))
-        trace.before_going_on(sight)
+        trace._before_going_on(sight)
         return sight
 
 
@@ -117,7 +117,7 @@ class Sight:
     def __init__(self, view: View, envoy: "Envoy", trace: "Trace", visit: Visit, value: Any) -> None:
         self.view = view
         self.envoy = envoy
-        self.pending = trace.run.pending
+        self.pending = trace._running.pending
         self.visit = visit
         self.value = value
         self._mark()

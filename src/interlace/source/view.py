@@ -34,26 +34,26 @@ SCORES = ("attn_weight", "attention_weight", "softmax", "scores", "attention_pro
 
 
 class Trace(Protocol):
-    """What an open trace does, for any site."""
+    """What an open trace does, for any site. Users, who see traces, do none of it: hence the underscores."""
 
     @property
-    def run(self) -> Run:
+    def _running(self) -> Run:
         """The run in progress."""
 
     @property
-    def model_run(self) -> Run:
+    def _model_run(self) -> Run:
         """The run of the model itself, which several blocks may share."""
 
-    def visit(self, site: Site, port: Port) -> Visit:
+    def _visit(self, site: Site, port: Port) -> Visit:
         """Run the model to the visit that a request made now means."""
 
-    def before(self, site: Site, what: str = "changed") -> Visit:
+    def _before(self, site: Site, what: str = "changed") -> Visit:
         """The visit at the input, for a write."""
 
-    def skip(self, site: Site, value: Any) -> None:
+    def _skip(self, site: Site, value: Any) -> None:
         """Let a value stand for the next call of a site."""
 
-    def joined(self, keys: Iterable[object], like: object) -> None:
+    def _joined(self, keys: Iterable[object], like: object) -> None:
         """Count these keys from now on; in the current step they begin as `like` did."""
 
 
@@ -156,17 +156,17 @@ class ForwardSource(Source):
         super().__init__(traces, describe(module(), path), f"{path}.source")
         self._module = module
         trace = traces.trace_at(sys._getframe())
-        if trace is not None and not trace.run.done:
+        if trace is not None and not trace._running.done:
             with suppress(OrderError):  # it may be listed at any time; asking for a value raises this
                 self._frame(trace)
 
     def _frame(self, trace: Trace) -> Frame:
-        run = trace.model_run
+        run = trace._model_run
         module = self._module()
         known: Frame | None = run.frames.get(id(module))
         if known is None:
             known = instrument(run, module, self._path.removesuffix(".source"))
-            trace.joined(known.keys, id(module))
+            trace._joined(known.keys, id(module))
         return known
 
     def _fused(self) -> str | None:
@@ -186,7 +186,7 @@ class CalleeSource(Source):
         self._kept = frame
 
     def _frame(self, trace: Trace) -> Frame:
-        if trace.model_run is not self._kept.run:
+        if trace._model_run is not self._kept.run:
             raise OutsideTraceError(
                 f"`{spell(self._path)}` was found in another trace, which is over.\n"
                 "Go down to it again in this one: what a call runs is known only while the model runs."
@@ -257,7 +257,7 @@ class Operation:
     def output(self) -> Any:
         """What the operation gave, or what the variable holds; assign to replace it."""
         trace, site = self._site("output", sys._getframe(1))
-        value = trace.visit(site, "output").result
+        value = trace._visit(site, "output").result
         if value is None:
             self._owner._warn_of_fusion(self.name)
         return value
@@ -265,20 +265,20 @@ class Operation:
     @output.setter
     def output(self, value: Any) -> None:
         trace, site = self._site("output", sys._getframe(1))
-        visit = trace.visit(site, "output")
+        visit = trace._visit(site, "output")
         visit.result = replace(visit.result, value, f"{self.path}.output")
 
     @property
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`(args, kwargs)` of a call, the operands of an operator; assign to replace them."""
         trace, site = self._site("inputs", sys._getframe(1))
-        visit = trace.visit(site, "input")
+        visit = trace._visit(site, "input")
         return visit.args, visit.kwargs
 
     @inputs.setter
     def inputs(self, value: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
         trace, site = self._site("inputs", sys._getframe(1))
-        replace_inputs(trace.before(site), value, f"{self.path}.inputs")
+        replace_inputs(trace._before(site), value, f"{self.path}.inputs")
 
     @inputs.deleter
     def inputs(self) -> None:
@@ -288,7 +288,7 @@ class Operation:
     def input(self) -> Any:
         """The first argument; assigning it keeps all others."""
         trace, site = self._site("input", sys._getframe(1))
-        visit = trace.visit(site, "input")
+        visit = trace._visit(site, "input")
         if visit.args:
             return visit.args[0]
         if visit.kwargs:
@@ -298,7 +298,7 @@ class Operation:
     @input.setter  # noqa: A003  # the field's word, also for modules
     def input(self, value: Any) -> None:
         trace, site = self._site("input", sys._getframe(1))
-        if not replace_first(trace.before(site), value, f"{self.path}.input"):
+        if not replace_first(trace._before(site), value, f"{self.path}.input"):
             raise IndexError(
                 f"`{spell(self.path)}` is called with no arguments; there is no `input` to replace."
             )
@@ -306,7 +306,7 @@ class Operation:
     def skip(self, value: Any) -> None:
         """Do not run the operation; `value` takes the place of what it would give."""
         trace, site = self._site("skip()", sys._getframe(1))
-        trace.skip(site, value)
+        trace._skip(site, value)
 
     @property
     def source(self) -> Source:
@@ -321,9 +321,9 @@ class Operation:
         frame = self._owner._frame(trace)
         inside = frame.only(self._named)
         if inside is None:
-            trace.before(site)
+            trace._before(site)
             inside = frame.descend(self._named)
-            trace.joined(inside.keys, site.key)
+            trace._joined(inside.keys, site.key)
         return CalleeSource(self._owner._traces, inside)
 
     def __str__(self) -> str:

@@ -32,13 +32,13 @@ class InterleavingTracer(Trace):
     def __enter__(self) -> "InterleavingTracer":
         super().__enter__()
         for tree in self._tree.lineage:
-            tree.opened(self.owner, self)
+            tree.opened(self._owner, self)
         return self
 
     def _close(self) -> None:
         if self._taps is not None:
             for tree in self._tree.lineage:
-                tree.closed(self.owner, self)
+                tree.closed(self._owner, self)
         super()._close()
 
     def _serve(self, worker: "Worker", owner: "Owner", trees: "Trees") -> None:
