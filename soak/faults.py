@@ -5,6 +5,7 @@ scenario is then run once for each of them, with the error raised there; afterwa
 """
 
 import gc
+import linecache
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import torch
 
 import interlace as il
 from interlace import switch
+from interlace.run import Run
 from interlace.tap import SLOT
 from tests.models import sequential
 
@@ -40,7 +42,7 @@ class Fault:
         return self.line
 
     def line(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "line":
+        if event == "line" and _may_fail(frame):
             self.count += 1
             if self.count == self.at:
                 file = frame.f_code.co_filename.removeprefix(LIBRARY)
@@ -48,6 +50,11 @@ class Fault:
                 sys.settrace(None)
                 raise self.error
         return self.line
+
+
+def _may_fail(frame: FrameType) -> bool:
+    """Whether anything is done on a line; where a `try` only begins, Python raises nothing."""
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() != "try:"
 
 
 def plain(model: il.Model) -> None:
@@ -113,7 +120,25 @@ def operations(model: il.Model) -> None:
         model.source.module_0.output  # noqa: B018
 
 
-SCENARIOS = (plain, prompts, captured, edited, loop, stopped, failing, nested, operations)
+def cached(model: il.Model) -> None:
+    with model.trace() as tracer:
+        tracer.cache()
+        with tracer.invoke(X):
+            model[0].output  # noqa: B018
+
+
+def failing_prompt(model: il.Model) -> None:
+    try:
+        with model.trace() as tracer, tracer.invoke(X):
+            model[0].output  # noqa: B018
+            raise KeyError
+    except KeyError:
+        pass
+
+
+SCENARIOS = (
+    plain, prompts, captured, edited, loop, stopped, failing, nested, operations, cached, failing_prompt,
+)  # fmt: skip
 
 
 @dataclass
@@ -182,8 +207,12 @@ def _run(scenario: Callable[[il.Model], None], model: il.Model, fault: Fault) ->
 
 def left(model: il.Model, wanted: torch.Tensor, parked: int) -> Iterator[str]:
     """What is left of a run that ended in an error, beside what was parked before; is the next one right?"""
-    gc.collect()
     home = switch.home()
+    if any(type(one) is Run and not one.done for one in gc.get_objects()):
+        yield "a run, left to the collector"
+    if model.interleaving:
+        yield "an open trace, left to the collector"
+    gc.collect()
     if any(SLOT in module.__dict__ for module in model._module.modules()):
         yield "taps"
     if any("forward" in module.__dict__ for module in model._module.modules()):

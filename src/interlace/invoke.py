@@ -218,15 +218,20 @@ def part(
     own = trace._part()
 
     def serve(worker: Worker) -> Any:
-        own._serve(worker, frames.Owner(sys._getframe()), trees)
         try:
-            result = body()
-            if worker.pending:  # edits in place that go back when the model goes on
-                worker.settle()
-                worker.pending.clear()
-            return result
+            try:
+                own._serve(worker, frames.Owner(sys._getframe()), trees)
+                result = body()
+                if worker.pending:  # edits in place that go back when the model goes on
+                    worker.settle()
+                    worker.pending.clear()
+                return result
+            finally:
+                own._unserve(trees)
+        except BaseException:
+            own._unserve(trees)  # again: an interrupt may have fallen into it
+            raise
         finally:
-            own._unserve(trees)
             worker.trace = None
 
     worker = Worker(serve, rows, name, trace._owner)

@@ -87,50 +87,64 @@ class Trace:
         self._owner = frames.owner(sys._getframe(1))
         self._taps = self._tree.taps()
         self._prepare = prepare
-        if call is not None:
-            self._begin(call, self._edits())
-        self._taps.install(self)
-        self._tree.opened(self._owner, self)
-        return self
+        try:
+            if call is not None:
+                self._begin(call, self._edits())
+            self._taps.install(self)
+            self._tree.opened(self._owner, self)
+            return self
+        except BaseException:
+            self._drop()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        run = self._run
-        whole = False
         try:
-            if error is not None:
-                trim(error)
-            elif run is None:
-                run = self._start()
-            if error is None and run is not None:
-                run.finish()
-            whole = error is None
-        except BaseException as failed:
-            error = failed
-            trim(failed)
-            raise
-        finally:
-            prompts, self._prompts = self._prompts, None
             try:
-                self._keep_result(run, error)
-                error = None  # else it and this frame hold each other
-                if run is not None:
-                    run.end()
-            except BaseException:
-                if run is not None:
-                    run.end()  # an interrupt fell into it: do the rest
+                if error is not None:
+                    trim(error)
+                else:
+                    run = self._start() if self._run is None else self._run
+                    run.finish()
+            except BaseException as failed:
+                error = failed
+                trim(failed)
                 raise
             finally:
+                self._leave_run(error)
+        except BaseException:
+            self._drop()
+            raise
+        finally:
+            error = None  # else the error and this frame hold each other
+
+    def _leave_run(self, error: BaseException | None) -> None:
+        """Keep what the run has given, end it, and close what stood over it."""
+        run = self._run
+        self._keep_result(run, error)
+        if run is not None:
+            run.end()
+        self._close()
+        if self._prompts is not None:
+            self._close_prompts()
+        if self._caches:
+            self._close_caches(run, error is None)
+
+    def _drop(self) -> None:
+        """Do what is left of that, each part whatever comes of the others: an interrupt may fall on any line."""
+        run = self._run
+        try:
+            if run is not None:
+                run.end()
+        finally:
+            try:
+                self._close()
+            finally:
                 try:
-                    self._close()
+                    self._close_prompts()
                 finally:
-                    try:
-                        if prompts is not None:
-                            prompts.close()
-                    finally:
-                        if self._caches:
-                            self._close_caches(run, whole)
+                    self._close_caches(run, False)
 
     def _keep_result(self, run: Run | None, error: BaseException | None) -> None:
         """Keep what the traced call returned, or in words why it returned nothing."""
@@ -160,6 +174,12 @@ class Trace:
         self._run = self._steps = self._prepare = self._taps = None
         self._breaks.clear()
 
+    def _close_prompts(self) -> None:
+        """Give the names that their blocks have assigned to the frame of this trace."""
+        prompts, self._prompts = self._prompts, None
+        if prompts is not None:
+            prompts.close()
+
     def _close_caches(self, run: Run | None, whole: bool) -> None:
         """Close each, though what one of them reports may be an error."""
         failed: list[BaseException] = []
@@ -183,8 +203,8 @@ class Trace:
     # -- several blocks ---------------------------------------------------------------------------------------
 
     def _begin(self, call: Call, workers: list[Worker]) -> None:
-        run = Schedule(workers).around(call) if workers else Run(call)
-        self._run, self._steps = run, None
+        self._run = run = Schedule(workers).around(call) if workers else Run(call)
+        self._steps = None
         if self._taps is not None:
             self._serve_taps(self._taps, run)
         for point in self._breaks:
@@ -287,7 +307,7 @@ class Trace:
         """The trace of one block among several."""
         part: Trace = object.__new__(type(self))
         Trace.__init__(part, self.model, self._tree, lambda: lambda: None, self._paced)
-        part._call, part._outer, part._thread = None, self, self._thread
+        part._call, part._outer, part._thread, part._owner = None, self, self._thread, self._owner
         return part
 
     def _serve(self, worker: Worker, owner: frames.Owner, trees: tuple[Tree, ...]) -> None:
