@@ -17,6 +17,7 @@ import transformers
 from torch import Tensor, nn
 
 import interlace as il
+from interlace import scan
 from interlace.errors import OutsideTraceError, ScanError, WriteError
 from interlace.fakes import Fakes, active, has_no_values
 from interlace.run import Run
@@ -666,3 +667,25 @@ def test_a_search_that_depends_on_scores_is_named() -> None:
     model = il.LanguageModel(tiny.ready("gpt2"), tokenizer=tiny.tokenizer())
     with pytest.raises(ScanError, match="_beam_search"):
         model.scan("a b c", fn="generate", max_new_tokens=3, num_beams=2)
+
+
+@pytest.mark.parametrize(("holder", "name"), [(scan, "_uncompiled"), (Fakes, "__exit__")])
+def test_an_interrupt_leaves_no_stand_ins_behind(
+    holder: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it falls into entering or into leaving; tensors that are made afterwards have values."""
+    model, x = il.Model(models.sequential()), torch.ones(2, 3)
+    left, usual = [KeyboardInterrupt], getattr(holder, name)
+
+    def interrupted(*given: Any) -> Any:
+        if left:
+            raise left.pop()
+        return usual(*given)
+
+    monkeypatch.setattr(holder, name, interrupted)
+    with pytest.raises(KeyboardInterrupt), model.scan(x):
+        model[0].output  # noqa: B018
+    assert not active()
+    with model.trace(x):
+        out = model.output
+    assert torch.equal(out, model._module(x))

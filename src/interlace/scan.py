@@ -89,29 +89,37 @@ class Scan(Trace):
         return scan
 
     def __enter__(self) -> "Scan":
-        if self._call is not None:
-            self._fakes = self._given.fakes = Fakes(_destination(self._tree))
-            self._snapshot = self._given.before = Snapshot(self._tree.taps().modules)
-            self._fakes.__enter__()
-            self._stance = _uncompiled(self._tree.taps().modules)
         try:
+            if self._call is not None:
+                self._fakes = self._given.fakes = Fakes(_destination(self._tree))
+                self._snapshot = self._given.before = Snapshot(self._tree.taps().modules)
+                self._fakes.__enter__()
+                self._stance = _uncompiled(self._tree.taps().modules)
             super().__enter__()
+            return self
         except BaseException:
-            self._leave()
+            try:
+                self._drop()
+            finally:
+                self._leave()
             raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
             super().__exit__(kind, error, traceback)
-        finally:
             self._leave()
+        except BaseException:
+            try:
+                self._drop()
+            finally:
+                self._leave()  # an interrupt may have fallen into it: what is done again does no harm
+            raise
 
     def __del__(self) -> None:
         super().__del__()
-        if self._thread == threading.get_ident():
+        if getattr(self, "_thread", None) == threading.get_ident():
             self._leave()
 
     def _begin(self, call: Callable[[], Any], workers: list[Worker]) -> None:
@@ -133,18 +141,19 @@ class Scan(Trace):
 
     def _leave(self) -> None:
         fakes, before = self._fakes, self._snapshot
-        self._fakes = self._snapshot = None
         if fakes is None or before is None:
             return
         try:
             self._tell(fakes)
         finally:
             fakes.__exit__()
-            if self._stance is not None:
-                self._stance.__exit__(None, None, None)
+            stance, self._stance = self._stance, None
+            if stance is not None:
+                stance.__exit__(None, None, None)
             fakes.forget()
             before.put_back()
             self._seen.clear()
+            self._fakes = self._snapshot = None
 
     def _tell(self, fakes: Fakes) -> None:
         """Let the tree know what was seen, in place of what an earlier scan of the same modules saw."""
