@@ -1,8 +1,10 @@
 """Times several ways to do one thing against each other, on a machine that is not quiet.
 
 All contenders take turns within a round, and a contender's extra cost is the median over the rounds of its
-time minus the baseline's of the same round: what slows the machine for longer than a round cancels out. Time
-is the thread's own on a processor, so that waiting for one is not counted; there is one thread.
+time minus the baseline's of the same round: what slows the machine for longer than a round cancels out. Each
+calls once before it is timed, or the first call would pay for bringing back to the processor's caches the model
+that the others have driven out of them. Time is the thread's own on a processor, so that waiting for one is not
+counted; there is one thread.
 """
 
 import statistics
@@ -36,10 +38,11 @@ class Cost:
 
 
 def sample(contender: Contender, repeats: int) -> float:
-    """Microseconds per call, over `repeats` calls."""
+    """Microseconds per call, over `repeats` calls, after one that is not timed."""
     call = contender.call
     turns = range(repeats)
     with contender.settings():
+        call()
         _wait_for_device()
         start = thread_time_ns()
         for _ in turns:
@@ -58,7 +61,7 @@ def _wait_for_device() -> None:
 def interleaved(contenders: Mapping[str, Contender], seconds: float) -> dict[str, Cost]:
     """Measure for about `seconds`; the first contender is the baseline of the others."""
     slowest = max(sample(contender, 1) for contender in contenders.values())
-    if slowest < SAMPLE_NS / 1000:  # the first call of a quick one says little
+    if slowest < SAMPLE_NS / 1000:  # one call of a quick one says little
         slowest = max(sample(contender, 5) for contender in contenders.values())
     repeats = max(1, int(SAMPLE_NS / 1000 / slowest))
 
