@@ -120,6 +120,21 @@ def operations(model: il.Model) -> None:
         model.source.module_0.output  # noqa: B018
 
 
+def quiet(model: il.Model) -> None:
+    """A model that runs without gradients, as `generate` does, below a block that has them."""
+    with model.trace(X, fn=torch.no_grad()(model._module)):
+        model[0].output  # noqa: B018
+        model[1].output = model[1].output * 2
+
+
+def backward(model: il.Model) -> None:
+    with model.trace(X):
+        hidden = model[0].output
+        loss = model.output.sum()
+    with il.backward(loss):
+        hidden.grad = hidden.grad * 2
+
+
 def cached(model: il.Model) -> None:
     with model.trace() as tracer:
         tracer.cache()
@@ -137,7 +152,7 @@ def failing_prompt(model: il.Model) -> None:
 
 
 SCENARIOS = (
-    plain, prompts, captured, edited, loop, stopped, failing, nested, operations, cached, failing_prompt,
+    plain, prompts, captured, edited, loop, stopped, failing, nested, operations, quiet, backward, cached, failing_prompt,
 )  # fmt: skip
 
 

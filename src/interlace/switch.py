@@ -213,35 +213,34 @@ class Switch:
             TraceError: Where torch does not allow the two stacks to take turns out of order.
         """
         home, resumer = self._home, getcurrent()
-        if resumer is not self._resumer and get_ident() != home.ident:
-            raise ThreadError(
-                "This trace belongs to another thread; open a trace in the thread that uses it."
-            )
+        if resumer is not self._resumer:
+            self._meet(resumer)
         if home.abandoned and self._unwound_before():
             return
         worker, parked, token = self._worker, home.parked, self._token
         if worker is None:
             worker = self._start(home, resumer)
+        elif parked and parked[-1] is token:
+            parked.pop()
         else:
-            if parked and parked[-1] is token:
-                parked.pop()
-            else:
-                self._take_turn(parked, worker)
-            if resumer is not self._resumer:
-                worker.parent = self._resumer = resumer
+            self._take_turn(parked, worker)
         mine, theirs, tracer = _ambient_now(), self._ambient, _gettrace()
         if tracer is not None and _is_coverage(tracer):
             sys.settrace(None)  # here and nowhere deeper: coverage must see this frame return
-        if mine is not theirs and mine != theirs:
-            ambient.swap(mine, theirs)
         try:
+            if mine is not theirs and mine != theirs:
+                ambient.swap(mine, theirs)
             came = worker.switch()
             while came is not _TURN and not self.done:  # a greenlet that the model switched to has ended here
                 came = worker.switch(came)
         finally:
-            now = _ambient_now()
-            if now is not mine and now != mine:
-                ambient.swap(now, mine)
+            try:
+                now = _ambient_now()
+                if now is not mine and now != mine:
+                    ambient.swap(now, mine)
+            except BaseException:
+                ambient.swap(_ambient_now(), mine)  # an interrupt fell into it
+                raise
             if tracer is not None:
                 sys.settrace(tracer)
         if self.done:
@@ -250,6 +249,16 @@ class Switch:
         else:
             self._ambient = now
             parked.append(token)
+
+    def _meet(self, resumer: greenlet) -> None:
+        """Take the turn from another stack than the last time."""
+        if get_ident() != self._home.ident:
+            raise ThreadError(
+                "This trace belongs to another thread; open a trace in the thread that uses it."
+            )
+        if self._worker is not None:
+            self._worker.parent = resumer
+        self._resumer = resumer
 
     def _unwound_before(self) -> bool:
         """Unwind what was left, and tell whether this was one of them."""
@@ -264,7 +273,7 @@ class Switch:
 
     def _start(self, home: Home, resumer: greenlet) -> Worker:
         worker = home.idle.pop() if home.idle else Worker()
-        worker.parent = self._resumer = resumer
+        worker.parent = resumer
         worker.job, worker.tracing, self.carries = self, self.carries, None
         worker.gr_context, self._context = self._context, None
         self._worker = worker
