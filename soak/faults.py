@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import interlace as il
-from interlace import switch
+from interlace import ambient, switch
 from interlace.run import Run
 from interlace.tap import SLOT
 from tests.models import sequential
@@ -152,7 +152,8 @@ def failing_prompt(model: il.Model) -> None:
 
 
 SCENARIOS = (
-    plain, prompts, captured, edited, loop, stopped, failing, nested, operations, quiet, backward, cached, failing_prompt,
+    plain, prompts, captured, edited, loop, stopped, failing, nested, operations, quiet, backward, cached,
+    failing_prompt,
 )  # fmt: skip
 
 
@@ -220,6 +221,18 @@ def _run(scenario: Callable[[il.Model], None], model: il.Model, fault: Fault) ->
     return [] if said or not fault.where else ["was swallowed"]
 
 
+def _left_in_torch() -> Iterator[str]:
+    """What is left of the model's side in the state that torch keeps for a thread."""
+    if not torch.is_grad_enabled():
+        yield "another grad mode"
+        torch.set_grad_enabled(True)
+    if ambient.read() is not True:
+        yield f"another state of torch: {ambient.read()}"
+    if not torch._C._is_multithreading_enabled():
+        yield "a backward without threads"
+        torch._C._set_multithreading_enabled(True)
+
+
 def left(model: il.Model, wanted: torch.Tensor, parked: int) -> Iterator[str]:
     """What is left of a run that ended in an error, beside what was parked before; is the next one right?"""
     home = switch.home()
@@ -237,9 +250,7 @@ def left(model: il.Model, wanted: torch.Tensor, parked: int) -> Iterator[str]:
     if len(home.parked) > parked:
         yield "a parked stack"
         del home.parked[parked:]
-    if not torch.is_grad_enabled():
-        yield "another grad mode"
-        torch.set_grad_enabled(True)
+    yield from _left_in_torch()
     try:
         with model.trace(X):
             hidden, out = model[0].output, model.output

@@ -101,10 +101,12 @@ class Backward:
         self.owner = frames.owner(sys._getframe(1))
         try:
             self._open()
+            return self
         except BaseException as failed:
+            if self._entered:
+                self._drop()
             trim(failed)
             raise
-        return self
 
     def _open(self) -> None:
         tensor = self._tensor
@@ -119,13 +121,8 @@ class Backward:
             torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
 
         self._switch = Walk(walk)
-        try:
-            self._run_to(graph.edge(tensor), tensor)
-        except BaseException:
-            self._close()
-            raise
+        self._run_to(graph.edge(tensor), tensor)
         if self._flow is None:
-            self._close()
             raise NotReachedError("This backward reaches nothing: none of its `inputs` is part of the graph.")
         self._mode = Mode(self)
         put_on(self._mode)
@@ -133,8 +130,8 @@ class Backward:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._take_off()
         try:
+            self._take_off()
             if error is not None:
                 trim(error)
             elif self._switch is not None and not self._switch.done:
@@ -144,12 +141,15 @@ class Backward:
             trim(failed)
             raise
         finally:
-            self._close()
+            try:
+                self._drop()
+            except BaseException:
+                self._drop()  # an interrupt fell into it: what is done again does no harm
+                raise
 
     def __del__(self) -> None:
         if getattr(self, "_switch", None) is not None:
-            self._take_off()
-            self._close()
+            self._drop()
 
     # -- the block's side ------------------------------------------------------------------------------------
 
@@ -241,15 +241,23 @@ class Backward:
                     del error
 
     def _take_off(self) -> None:
-        mode, self._mode = self._mode, None
-        if mode is not None:
-            take_off(mode)
+        if self._mode is not None:
+            take_off(self._mode)
+            self._mode = None
+
+    def _drop(self) -> None:
+        """Serve no more, and end the walk where it is."""
+        try:
+            self._take_off()
+        finally:
+            self._close()
 
     def _close(self) -> None:
-        switch, self._switch = self._switch, None
+        switch = self._switch
         if switch is not None:
             switch.end()
             switch.error = None
+            self._switch = None
             unwind_abandoned()  # those that had to wait for this one
         self._tensor = self._flow = self._positions = self._wanted = None
         self._settings = (None, None, False, None)

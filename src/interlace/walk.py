@@ -42,12 +42,16 @@ class Walk(Switch):
         """
         self.check()
         mine = _threads()
-        _set_threads(self._threads)
         try:
+            _set_threads(self._threads)
             super().resume()
-        finally:
             self._threads = _threads()
-            _set_threads(mine)
+        finally:
+            try:
+                _set_threads(mine)
+            except BaseException:
+                _set_threads(mine)  # an interrupt fell in before it
+                raise
 
     def check(self) -> None:
         """Raise where another backward has to end first."""
