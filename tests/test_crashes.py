@@ -379,10 +379,12 @@ def test_a_worker_that_was_made_far_from_here_is_replaced() -> None:
     """Fact 1: a kept stack whose base lies far above costs a long copy at each switch."""
     survives(
         """
+import sys
 import torch
 from torch import nn
 import interlace as il
 from interlace import switch
+sys.setrecursionlimit(5_000)
 model = il.Model(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
 x = torch.ones(1, 2)
 def once():

@@ -83,6 +83,7 @@ class Sees:
         ("with f(1, a=2) as x: pass", True),
         ("with f(*[1], **{}): pass", True),
         ("with f.method(1): pass", True),
+        ("with f(): " + "v = 1; " * 300 + "pass", True),
         ("with (f(1), f(2)): pass", True),
         ("with f(f(1)): pass", None),
         ("x = f()", False),

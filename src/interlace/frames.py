@@ -52,25 +52,33 @@ def code_at(source: str, frame: FrameType) -> CodeType:
     return code.replace(co_name=frame.f_code.co_name)
 
 
+def at(frame: FrameType) -> int:
+    """The offset of the instruction that a frame executes. Python 3.10 gives that of a prefix to it."""
+    code, offset = frame.f_code.co_code, frame.f_lasti
+    while code[offset] == dis.EXTENDED_ARG:
+        offset += 2
+    return offset
+
+
 def with_follows(frame: FrameType) -> bool:
     """Whether the call that `frame` is making is the context expression of a `with` statement.
 
     Read from the instruction after the call, so that it works without source.
     """
     code = frame.f_code.co_code
-    at = frame.f_lasti + 2
-    cache = dis.opmap.get("CACHE", -1)
-    while at < len(code) and code[at] == cache:
-        at += 2
-    name = dis.opname[code[at]] if at < len(code) else ""
+    after = at(frame) + 2
+    passed = (dis.opmap.get("CACHE", -1), dis.EXTENDED_ARG)  # up to Python 3.10 a long block has a prefix
+    while after < len(code) and code[after] in passed:
+        after += 2
+    name = dis.opname[code[after]] if after < len(code) else ""
     if sys.version_info >= (3, 14):
-        return name == "COPY" and code[at + 1] == 1 and _loads_exit(code, at + 2)
+        return name == "COPY" and code[after + 1] == 1 and _loads_exit(code, after + 2)
     return name in ("BEFORE_WITH", "SETUP_WITH")
 
 
-def _loads_exit(code: bytes, at: int) -> bool:
+def _loads_exit(code: bytes, offset: int) -> bool:
     """3.14 spells `with` as `COPY 1; LOAD_SPECIAL __exit__; ...`."""
-    return at < len(code) and dis.opname[code[at]] == "LOAD_SPECIAL"
+    return offset < len(code) and dis.opname[code[offset]] == "LOAD_SPECIAL"
 
 
 def calls_attribute(frame: FrameType) -> bool:
@@ -78,14 +86,14 @@ def calls_attribute(frame: FrameType) -> bool:
 
     Neither `hasattr(x, "name")`, nor `getattr`, nor `x.name` by itself is that.
     """
-    code, at = frame.f_code.co_code, frame.f_lasti
-    if dis.opname[code[at]] not in ("LOAD_ATTR", "LOAD_METHOD"):
+    code, offset = frame.f_code.co_code, at(frame)
+    if dis.opname[code[offset]] not in ("LOAD_ATTR", "LOAD_METHOD"):
         return False
-    at += 2
-    while at < len(code) and dis.opname[code[at]] in ("CACHE", "PRECALL", "PUSH_NULL"):
-        at += 2
+    offset += 2
+    while offset < len(code) and dis.opname[code[offset]] in ("CACHE", "PRECALL", "PUSH_NULL"):
+        offset += 2
     return (
-        at < len(code)
-        and dis.opname[code[at]] in ("CALL", "CALL_METHOD", "CALL_FUNCTION")
-        and code[at + 1] == 0
+        offset < len(code)
+        and dis.opname[code[offset]] in ("CALL", "CALL_METHOD", "CALL_FUNCTION")
+        and code[offset + 1] == 0
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
+from interlace import frames
 from interlace.capture import around, skip
 from interlace.capture.bindings import Bindings, loads
 from interlace.capture.check import check
@@ -192,7 +193,7 @@ def capture(frame: FrameType, remedy: str = FUNCTION_FORM) -> Body:
     Raises:
         CaptureError: the block has no source, or holds a statement that works only where it stands.
     """
-    code, offset = frame.f_code, frame.f_lasti
+    code, offset = frame.f_code, frames.at(frame)
     known = _templates.get(id(code))
     if known is None:
         known = _templates[id(code)] = {}
@@ -235,7 +236,7 @@ def _template(frame: FrameType, remedy: str) -> Template:
     rewrite = Rewrite(is_shared, mangle, texts=bool(code.co_flags & _TEXTS))
     used = uses(block.body, mangle)
     compiled = _compile(block, rewrite, owner, code)
-    entry = skip.entry(code, frame.f_lasti)
+    entry = skip.entry(code, frames.at(frame))
     names = frozenset(reads), frozenset(binds)
     return _described(block, compiled, found.deleted, names, owner, entry, used)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType, FrameType
 
+from interlace import frames
 from interlace.capture import skip
 from interlace.errors import CaptureError
 from interlace.lines import source_lines
@@ -42,7 +43,7 @@ def find(frame: FrameType, remedy: str = FUNCTION_FORM) -> Block:
     Raises:
         CaptureError: no `with` statement is being entered, its source cannot be had, or it has changed.
     """
-    code, offset, line = frame.f_code, frame.f_lasti, frame.f_lineno
+    code, offset, line = frame.f_code, frames.at(frame), frame.f_lineno
     where = f"{code.co_filename}:{line}"
     if not skip.opens_block(code, offset):
         raise CaptureError(

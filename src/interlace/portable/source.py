@@ -238,7 +238,16 @@ def same_code(one: CodeType, other: CodeType) -> bool:
         return False
     if (one.co_flags ^ other.co_flags) & ~_PLACE or len(one.co_consts) != len(other.co_consts):
         return False
-    return all(map(_same, one.co_consts, other.co_consts))
+    return all(map(_same, _constants(one), _constants(other)))
+
+
+def _constants(code: CodeType) -> list[object]:
+    """The constants of code, but for where functions inside of it stand, which up to Python 3.10 is among them."""
+    inside = {part.co_name for part in code.co_consts if isinstance(part, CodeType)}
+    return [
+        None if isinstance(part, str) and ".<locals>." in part and part.rpartition(".")[2] in inside else part
+        for part in code.co_consts
+    ]
 
 
 def _same(one: object, other: object) -> bool:

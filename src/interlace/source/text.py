@@ -188,6 +188,11 @@ def _lambda(code: CodeType) -> ast.Lambda:
                 for spot in spots
             )
         ]
+    elif len(found) > 1:
+        raise SourceError(
+            f"{len(found)} lambdas begin at {code.co_filename}:{code.co_firstlineno}, and Python 3.10 does not tell "
+            "which of them this is. Give each a line of its own."
+        )
     if len(found) != 1:
         raise StopIteration
     return found[0]
