@@ -58,7 +58,7 @@ def placed(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str
         values = (*args, *kwargs.values()) if kwargs else args
         if not _all_at(device, values):
             args, kwargs = map_tensors(lambda tensor: tensor.to(device), (args, kwargs))
-    return partial(envoy._module if fn is None else resolve(envoy, fn), *args, **kwargs)
+    return partial(resolve(envoy, fn), *args, **kwargs)
 
 
 def _all_at(device: torch.device, values: Iterable[Any]) -> bool:
@@ -113,8 +113,7 @@ class Given:
         return self._placed(args, kwargs), rows
 
     def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
-        if self.envoy._tree.loader is not None:
-            self.envoy._tree.load()
+        self.envoy._tree.load()
         return prepared(self.envoy, self.fn, args, kwargs)
 
     def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:

@@ -112,7 +112,6 @@ class Backward:
         tensor = self._tensor
         assert tensor is not None
         graph.check(tensor, self._settings[0])
-        unwind_abandoned()
         self._entered = True
         # The stack must not hold this object: it would never be collected where a block is never left.
         gradient, retain_graph, create_graph, inputs = self._settings

@@ -279,9 +279,8 @@ def join(visit: Visit, views: Iterable[RowVisit], again: bool = False) -> None:
 
 def splice(rows: Rows, whole: Any, value: Any) -> Any:
     """A nested value with the rows of one prompt replaced."""
-    nothing = Piece(
-        rows, None, copy=False
-    )  # has handed out no rows, so whatever is not the model's own is new
+    # It has handed out no rows, so whatever is not the model's own is new.
+    nothing = Piece(rows, None, copy=False)
     return _splice(whole, [(nothing, whole, value)])
 
 

@@ -167,9 +167,8 @@ class Steps:
         while which.stop is None or index < which.stop:
             yield index
             done = self.current.index if self.current is not None else index
-            index = min(
-                index, done
-            )  # it was too high where another site sets the pace than in the loop before
+            # The number was too high where another site sets the pace than in the loop before.
+            index = min(index, done)
             index += stride * max(1, -((index - done - 1) // stride))  # past where `next` has led
 
     def _next(self, stop: float) -> int:

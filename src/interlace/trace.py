@@ -89,7 +89,7 @@ class Trace:
         self._prepare = prepare
         try:
             if call is not None:
-                self._begin(call, self._edits())
+                self._begin(call, edit.workers(self))
             self._taps.install(self)
             self._tree.opened(self._owner, self)
             return self
@@ -218,10 +218,6 @@ class Trace:
         run.known = taps.keys
         run.changes = Changes(taps).enter
 
-    def _edits(self) -> list[Worker]:
-        """Workers for the edits that are stored in the model."""
-        return edit.workers(self) if self.model._tree.edits else []
-
     def _stepping(self) -> Steps:
         """The position in the steps of the run, which most runs do without."""
         run = self._running
@@ -236,12 +232,12 @@ class Trace:
         if prepare is None:
             raise TraceError("This trace is not open: its `with` block has not begun, or is over.")
         if prompts is None:
-            self._begin(prepare(), self._edits())
+            self._begin(prepare(), edit.workers(self))
         elif not prompts.inputs:
-            self._begin(prepare(), self._edits() + prompts.workers(self, []))
+            self._begin(prepare(), edit.workers(self) + prompts.workers(self, []))
         else:
             call, rows = prepare.combined(prompts.inputs)  # type: ignore[attr-defined]
-            self._begin(call, self._edits() + prompts.workers(self, rows))
+            self._begin(call, edit.workers(self) + prompts.workers(self, rows))
         taps = self._tree.taps()
         if self._taps is not None and taps is not self._taps:  # real weights came with the input
             self._taps.remove(self)
