@@ -271,6 +271,19 @@ def test_an_object_that_a_block_after_has_read_is_not_changed_in_place(model: il
         run(text, {"model": model, "torch": torch, "X": X})
 
 
+def test_nor_one_that_a_block_after_reads_while_a_block_waits(model: il.Model) -> None:
+    """S-74: it waits for the use of the block before, and the block after has read on meanwhile."""
+    text = (
+        "total = torch.zeros(())\nwith model.trace() as tracer:\n    with tracer.invoke(X):\n"
+        "        total += model[0].output.sum()\n        alias = total.detach()\n"
+        "        seen = alias * model[3].output\n    with tracer.invoke(X):\n        alias = total\n"
+        "        alias += model[0].output.sum()\n"
+        "    with tracer.invoke(X):\n        total = total + model[0].output.sum()\n"
+    )
+    with torch.no_grad(), pytest.raises(CaptureError, match=r"a block after has read it as `total` already"):
+        run(text, {"model": model, "torch": torch, "X": X})
+
+
 @pytest.mark.parametrize("entry", ["found['n']", "found['inner'][0]", "found[key]", "held.value"])
 def test_entries_and_attributes_add_up(model: il.Model, net: nn.Sequential, entry: str) -> None:
     """S-74, law 4: none is read before the right side has waited for the model, while others add to it."""

@@ -97,6 +97,18 @@ class Family:
         shows = Shows(value)
         if not named and not any(map(shows, asker._il_taken().values())):
             return  # the block's own
+        self._refuse_late(asker, name, shows)
+        while any(
+            self._use(asker, other, used)
+            for other, names in reversed(list(self._before(asker)))
+            if other._il_settled is not None
+            for used, held in names
+            if shows(held)
+        ):  # meanwhile more names may have come to mean it, and blocks after may have read it
+            self._refuse_late(asker, name, shows)
+
+    def _refuse_late(self, asker: Scope, name: str, shows: Shows) -> None:
+        """Raise where a block after one has already read what this one is about to change in place."""
         for other in self.scopes[asker._il_place + 1 :]:
             for known, taken in other._il_taken().items():
                 if shows(taken):
@@ -104,14 +116,6 @@ class Family:
                         f"`{name}` would be changed in place here, and a block after has read it as `{known}` already.\n"
                         f"Write it out, as in `{name} = {name} + ...`: that makes another object."
                     )
-        while any(
-            self._use(asker, other, used)
-            for other, names in reversed(list(self._before(asker)))
-            if other._il_settled is not None
-            for used, held in names
-            if shows(held)
-        ):
-            pass  # meanwhile more names may have come to mean it
 
     def _before(self, asker: Scope) -> Iterator[tuple[Scope, list[tuple[str, object]]]]:
         """The blocks before one, with the names that they use and what these are now; waits for nobody."""
