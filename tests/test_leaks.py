@@ -161,9 +161,29 @@ def nested(model: il.Model) -> None:
             model(outer)
 
 
+def input_and_block(model: il.Model) -> None:
+    with model.trace(X) as tracer:
+        tracer.invoke()(lambda: model[0].output)
+
+
+def two_blocks(model: il.Model) -> None:
+    with model.trace() as tracer:
+        tracer.invoke(X)(lambda: model[0].output)
+        tracer.invoke(X)(lambda: model[1].output)
+
+
+def edited(model: il.Model) -> None:
+    model.edit(lambda model: model[0].output)(X)
+
+
+def edited_twice(model: il.Model) -> None:
+    model.edit(lambda model: model[0].output).edit(lambda model: model[1].output)(X)
+
+
 @pytest.mark.parametrize(
     "run",
     [
+        input_and_block, two_blocks, edited, edited_twice,
         good, nothing_asked, user_error, before_start, model_error, model_error_at_exit, model_error_caught,
         order_error, stopped, step_loop, step_loops, dropped_generator, never_left, never_entered, exit_stack, nested,
     ],

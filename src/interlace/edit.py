@@ -141,7 +141,8 @@ def target(envoy: "Envoy", inplace: bool) -> "Envoy":
     twin = copy.copy(root)
     twin._tree.edits = list(root._tree.edits)
     found = twin.get(envoy._path.partition(".")[2])
-    found.__dict__.setdefault("_held_root", twin)
+    if found is not twin:
+        found.__dict__.setdefault("_held_root", twin)
     return found  # type: ignore[no-any-return]
 
 

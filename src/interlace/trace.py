@@ -261,6 +261,8 @@ class Trace:
                 "An invoke must be opened before the model starts, inside the trace.\n"
                 "Write it above the first line of the block that asks for a value."
             )
+        if self._run is not None:
+            self._run.switch.end()  # it has not begun, and another one takes its place
         self._run = self._steps = None
         if self._prompts is None:
             self._prompts = Prompts()
