@@ -13,21 +13,21 @@ CODE  := $(foreach dir,src tests benchmarks training soak,$(if $(wildcard $(dir)
 PIP = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(2)
 define install
 $(PYTHON) -m venv --clear $(1)
-$(call PIP,$(1),$(2)) hatchling editables
+$(call PIP,$(1),$(2)) setuptools
 $(call PIP,$(1),$(2)) --no-build-isolation --editable '.[dev]'
 touch $@
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-transformers4 check format bench docs lock soak clean
+.PHONY: help demo test test-python test-fast test-transformers4 check format bench docs lock soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */\1\t/' | expand -t 22
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt src/interlace/_quick.c
 	$(call install,$(VENV),constraints.txt)
 
-$(VENV4)/installed: pyproject.toml constraints-transformers4.txt
+$(VENV4)/installed: pyproject.toml constraints-transformers4.txt src/interlace/_quick.c
 	$(call install,$(VENV4),constraints-transformers4.txt)
 
 demo: $(VENV)/installed  ## read and steer a small model that ships with the package
@@ -35,6 +35,9 @@ demo: $(VENV)/installed  ## read and steer a small model that ships with the pac
 
 test: $(VENV)/installed  ## the whole suite, under the newest transformers
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-python: $(VENV)/installed  ## the whole suite without the part that is compiled
+	INTERLACE_COMPILED=0 $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 test-fast: $(VENV)/installed  ## what takes seconds
 	$(VENV)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
@@ -70,7 +73,7 @@ $(PYTHON) -m venv --clear .venv-lock
 printf '%s\n' '$(TORCH)' '$(2)' > .venv-lock/pins.txt
 $(call PIP,.venv-lock,.venv-lock/pins.txt) '.[dev]'
 { printf '%s\n' $(LOCK_HEAD); \
-  .venv-lock/bin/python -m pip freeze --exclude interlace | sed 's/+cpu$$//'; } > $(1)
+  .venv-lock/bin/python -m pip freeze --all --exclude interlace --exclude pip | sed 's/+cpu$$//'; } > $(1)
 rm -rf .venv-lock
 endef
 

@@ -217,3 +217,20 @@ def functorch_level() -> int:
     """How many transforms of `torch.func` run on this thread's stack; no pause can happen inside one."""
     top: Any = transform()
     return 0 if top is None else int(top.level())
+
+
+READERS = {
+    "ambient_read": read,
+    "ambient_swap": swap,
+    "grad": _grad,
+    "set_grad": _set_grad,
+    "inference": _inference,
+    "autocast": _autocast,
+    "functions": _n_function,
+    "dispatches": _n_dispatch,
+    "hooks": top_hooks,
+    "transform": transform,
+    "forward_grad": torch._C._is_fwd_grad_enabled,
+    "cuda": None if _current_device is None else _cuda,
+}
+"""What the state is read by, for the compiled part."""

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interlace.edit import Edit, Edited, older, replay
 from interlace.errors import InputError
 from interlace.frames import with_follows
 from interlace.rows import Rows
+from interlace.switch import carried
 from interlace.trace import Trace, no_input
 from interlace.trees import map_tensors, tensors
+from interlace.workers import Worker
 
 if TYPE_CHECKING:
     from interlace.envoy import Envoy
@@ -58,7 +61,7 @@ def placed(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str
         values = (*args, *kwargs.values()) if kwargs else args
         if not _all_at(device, values):
             args, kwargs = map_tensors(lambda tensor: tensor.to(device), (args, kwargs))
-    return partial(resolve(envoy, fn), *args, **kwargs)
+    return partial(envoy._module if fn is None else resolve(envoy, fn), *args, **kwargs)
 
 
 def _all_at(device: torch.device, values: Iterable[Any]) -> bool:
@@ -113,8 +116,14 @@ class Given:
         return self._placed(args, kwargs), rows
 
     def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
-        self.envoy._tree.load()
-        return prepared(self.envoy, self.fn, args, kwargs)
+        envoy = self.envoy
+        if envoy._tree.loader is not None:
+            envoy._tree.load()
+        return (
+            envoy._prepare_input(*args, **kwargs)
+            if self.fn is None
+            else prepared(envoy, self.fn, args, kwargs)
+        )
 
     def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
         return placed(self.envoy, self.fn, args, kwargs)
@@ -141,9 +150,38 @@ def plain(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str,
     """Run once, without a block; with the stored edits, if there are any."""
     if not envoy._tree.edits:
         return prepare(envoy, fn, args, kwargs)()
-    trace = Trace(envoy, envoy._tree, Called(envoy, fn, args, kwargs), fn is not None)
+    trace = Plain(envoy, envoy._tree, Called(envoy, fn, args, kwargs), fn is not None)
     with trace:
+        if trace.only is not None:
+            replay(trace, trace.only)
         return trace.result
+
+
+class Plain(Trace):
+    """A plain call of a model with stored edits. If there is only one, it is the block; several take turns.
+
+    Attributes:
+        only: The edit, if there is only one. Inside another run's model it is not alone: calls that it makes
+            itself would be that run's visits.
+    """
+
+    _runs = Edited
+    only: Edit | None = None
+
+    def _edits(self) -> list[Worker]:
+        edits = self._tree.edits
+        if len(edits) != 1 or carried() is not None:
+            return super()._edits()
+        self.only = edits[0].made(self.model)
+        for tree in older(self, self.only):
+            tree.opened(self._owner, self)
+        return []
+
+    def _close(self) -> None:
+        if self.only is not None:
+            for tree in older(self, self.only):
+                tree.closed(self._owner, self)
+        super()._close()
 
 
 class Method:

@@ -4,6 +4,7 @@
 stored edit is its function and the names that it reads, so that it can be written to a file.
 """
 
+import contextvars
 import copy
 import sys
 from collections.abc import Callable, Mapping
@@ -11,16 +12,18 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from interlace import ambient
 from interlace.capture import Body, Bound, Scope, Template, capture, check_function
-from interlace.errors import NotReachedError
+from interlace.errors import NotReachedError, RunEnded
 from interlace.invoke import part
-from interlace.schedule import Schedule
+from interlace.run import Run
+from interlace.site import Port, Site
+from interlace.switch import IN_TRANSFORM
 from interlace.tracebacks import trim
 from interlace.workers import Worker
 
 if TYPE_CHECKING:
     from interlace.envoy import Envoy
-    from interlace.run import Run
     from interlace.trace import Trace
     from interlace.tree import Tree
 
@@ -174,22 +177,50 @@ def workers(trace: "Trace") -> list[Worker]:
 
 
 def _worker(trace: "Trace", stored: Edit) -> Worker:
-    model = trace.model
-
-    def body() -> None:
-        if not trace._paced:
-            stored.apply(model)
-            return
-        for _ in trace._here().iter[
-            :
-        ]:  # a method such as `generate`: in each of its forwards, as a hook would
-            stored.apply(model)
-
-    tree = trace._tree
-    trees = (tree, *tree.lineage) if stored.origin is None else (tree, *tree.lineage, stored.origin)
-    return part(trace, body, None, f"the edit of `{stored.path}`", trees)
+    trees = (trace._tree, *older(trace, stored))
+    return part(trace, lambda: _apply(trace, stored), None, f"the edit of `{stored.path}`", trees)
 
 
-def run_edited(trace: "Trace", call: Callable[[], Any]) -> "Run":
-    """A run of a call with the stored edits of its model."""
-    return Schedule(workers(trace)).around(call)
+def _apply(trace: "Trace", stored: Edit) -> None:
+    if not trace._paced:
+        stored.apply(trace.model)
+        return
+    for _ in trace._here().iter[:]:  # a method such as `generate`: in each of its forwards, as a hook would
+        stored.apply(trace.model)
+
+
+def older(trace: "Trace", stored: Edit) -> tuple["Tree", ...]:
+    """The other trees with whose envoys an edit may have been written."""
+    lineage = trace._tree.lineage
+    return lineage if stored.origin is None else (*lineage, stored.origin)
+
+
+class Edited(Run):
+    """A run whose block is a stored edit. An error of the model is the caller's, and not for the edit to see."""
+
+    __slots__ = ()
+
+    def nothing_came(self, site: Site, port: Port, number: int) -> NotReachedError:
+        """The error that says why the model has ended without a visit. See `Run.nothing_came`."""
+        if self.switch.error is not None:
+            raise RunEnded
+        return super().nothing_came(site, port, number)
+
+
+def replay(trace: "Trace", stored: Edit) -> None:
+    """Run a stored edit as the block of a trace, whose run is an `Edited`: it needs no stack of its own."""
+    run, mine = trace._running, ambient.read()
+    try:
+        contextvars.copy_context().run(_apply, trace, stored)  # what it sets there is its own
+    except (RunEnded, Exception):
+        if run.switch.error is None:
+            raise
+    finally:
+        now = ambient.read()
+        if now != mine:  # nor is what it has switched on or off the caller's
+            ambient.swap(now, mine)
+    if (error := run.switch.error) is not None:
+        if str(error) == IN_TRANSFORM:
+            note = "A stored edit can ask for it in a trace: `with model.trace(...):`, whose block may be `pass`."
+            error.__dict__.setdefault("__notes__", []).append(note)
+        run._close()

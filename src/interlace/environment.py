@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from interlace import switch, tap, unwind
+from interlace import compiled, switch, tap, unwind
 from interlace.config import config
 from interlace.errors import PlatformError
 
@@ -42,6 +42,7 @@ def report() -> Report:
         ("devices", _devices()),
         ("stacks", _stacks()),
         ("taps", _taps()),
+        ("calls", compiled.how),
         ("kept", f"{len(home.idle)} idle, {len(home.parked)} parked, {len(home.abandoned)} abandoned stacks"),
         ("debugger", _tracer()),
         ("settings", ", ".join(f"{name}={value}" for name, value in _settings().items())),

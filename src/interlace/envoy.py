@@ -24,6 +24,7 @@ from interlace.errors import InputError, InterlaceWarning, NameMissError, Outsid
 from interlace.explain import Plan
 from interlace.frames import with_follows
 from interlace.keeping import Positions
+from interlace.quick import hasten
 from interlace.record import record
 from interlace.recorder import Job
 from interlace.recording import Recording
@@ -835,6 +836,8 @@ LISTS = (nn.ModuleList, nn.Sequential)
 
 FEATURES = frozenset(name for name in vars(Envoy) if not name.startswith("_") and name != "envoys")
 """The public names of an envoy. A submodule of such a name keeps it; the feature is then `nns_<name>`."""
+
+hasten(Envoy)
 
 VALUES = ("output", "input", "inputs")
 """The features that can be assigned."""

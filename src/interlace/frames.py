@@ -7,7 +7,12 @@ nearest on the asker's own stack. What is captured or rewritten is read elsewher
 import contextlib
 import dis
 import sys
+import weakref
 from types import CodeType, FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from interlace.trace import Trace
 
 _CONTEXTLIB = contextlib.__file__
 _ENTERS = frozenset({"__enter__", "__aenter__"})
@@ -27,6 +32,28 @@ class Owner:
     def __init__(self, frame: FrameType) -> None:
         self.key = id(frame)
         self.code: CodeType = frame.f_code
+
+
+class Opened:
+    """An open trace of a frame, and the one that was opened there before it."""
+
+    __slots__ = ("before", "code", "trace")
+
+    def __init__(self, code: CodeType, trace: "weakref.ref[Trace]", before: "Opened | None") -> None:
+        self.code = code
+        self.trace = trace
+        self.before = before
+
+    def all(self) -> "list[Trace | None]":
+        """This trace and those before it."""
+        return [self.trace(), *(self.before.all() if self.before is not None else [])]
+
+    def without(self, trace: "Trace") -> "Opened | None":
+        """The same, without a trace that is over and those that nobody holds any more."""
+        before = None if self.before is None else self.before.without(trace)
+        if self.trace() in (trace, None):
+            return before
+        return Opened(self.code, self.trace, before)
 
 
 def owner(frame: FrameType) -> Owner:

@@ -239,11 +239,13 @@ class RowVisit:
     @property
     def result(self) -> Any:
         """What the call returned."""
-        return self._piece("result").value
+        piece = self.pieces.get("result")
+        return (self._piece("result") if piece is None else piece).value
 
     @result.setter
     def result(self, value: Any) -> None:
-        self._piece("result").value = value
+        piece = self.pieces.get("result")
+        (self._piece("result") if piece is None else piece).value = value
 
 
 def join(visit: Visit, views: Iterable[RowVisit], again: bool = False) -> None:

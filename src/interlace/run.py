@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from interlace import ambient
+from interlace.compiled import quick
 from interlace.errors import InterlaceWarning, NotReachedError, OrderError, RunEnded, TraceError
 from interlace.passing import Keep, Passing
 from interlace.recall import Key, weakly
@@ -86,7 +87,7 @@ class Counts(dict[Any, int]):
         return 0
 
 
-def _count(noted: list[Any], counts: Counts) -> Counts:
+def _counted(noted: list[Any], counts: Counts) -> Counts:
     """Count what has been noted."""
     if len(noted) < FEW:
         for key in noted:
@@ -95,6 +96,9 @@ def _count(noted: list[Any], counts: Counts) -> Counts:
         Counter.update(counts, noted)  # type: ignore[call-overload]
     noted.clear()
     return counts
+
+
+_count: Callable[[list[Any], Counts], Counts] = _counted if quick is None else quick.count
 
 
 class Run:
@@ -222,12 +226,16 @@ class Run:
             raise
         live = self.live
         if live is None or switch.done:  # a pause that is refused has failed the model
-            self._close()
-            raise NotReachedError(self._missed(site, port, number))
+            raise self.nothing_came(site, port, number)
         self._site = site
         if port == "output":
             self.kinds[key] = live.result.__class__
         return live
+
+    def nothing_came(self, site: Site, port: Port, number: int) -> NotReachedError:
+        """The error that says why the model has ended without a visit; the model's own, if it has failed, is raised."""
+        self._close()
+        return NotReachedError(self._missed(site, port, number))
 
     def _past(self, site: Site, port: Port, number: int) -> Visit:
         """A visit that has passed, where it can still be read; else the error that says why not."""
@@ -265,14 +273,19 @@ class Run:
 
     def report(self, keep: Keep) -> None:
         """Have what is to be kept report, until nobody looks ahead any more."""
-        tally = self.tally
-        tally.after = self._asked["output"] | self._unseen() if keep == "first" else Everything()
+        tally, asked = self.tally, self._asked["output"]
+        if keep != "first":
+            tally.after = Everything()
+        elif self.known is None and not self._new:  # all sites have been left
+            tally.after = asked
+        else:
+            tally.after = asked | self._unseen()
         if keep == "order":
             tally.before = Everything()
 
     def _unseen(self) -> set[Any]:
         """The keys of sites that have not been left yet."""
-        new, ends = self._new, self.ends
+        new, ends = self._new, _count(self.tally.left, self._ends)
         if self.known is not None:
             new.update(self.known())
             self.known = None

@@ -124,11 +124,8 @@ class Schedule:
         waiting[want] = [worker]
         key, _, port = want
         if (key, port) not in self._expected:
-            self._report(key, port)
-
-    def _report(self, key: Any, port: Port) -> None:
-        self._expected.add((key, port))
-        self.run.watch(key, port, self._reached)
+            self._expected.add((key, port))
+            self.run.watch(key, port, self._reached)
 
     def hold(self, worker: Worker) -> None:
         """Note that a worker waits for something else than the model."""
@@ -259,7 +256,8 @@ class Schedule:
         assert live is not None
         self._skips.setdefault((live.key, live.number), []).append((rows, value))
         if (live.key, "output") not in self._expected:
-            self._report(live.key, "output")
+            self._expected.add((live.key, "output"))
+            self.run.watch(live.key, "output", self._reached)
         if sum(rows.size for rows, _ in self._skips[live.key, live.number]) == rows.total:
             self.run.skipped.append(site)
 

@@ -25,13 +25,14 @@ from greenlet import GreenletExit, greenlet
 from greenlet import getcurrent as getcurrent
 
 from interlace import ambient, unwind
+from interlace.compiled import quick
 from interlace.errors import InterlaceWarning, RunEnded, ThreadError, TraceError
 
 _transform = ambient.transform
 _gettrace = sys.gettrace
-_ambient_now = ambient.read
+_ambient_now = ambient.read if quick is None else quick.ambient
 
-_TURN = ()
+TURN = ()
 """What `switch()` gives when the other side has called it with nothing."""
 
 KEPT = 32
@@ -40,6 +41,11 @@ KEPT = 32
 FAR = 1 << 16
 """Bytes of the resumer's stack that a switch may copy before its worker is replaced by a nearer one."""
 
+
+IN_TRANSFORM = (
+    "The model cannot pause inside a transform of torch.func (vmap, grad, ...): torch keeps one interpreter for "
+    "both sides.\nAsk for the value outside of the transformed function."
+)
 
 DEEP = 200
 """How many calls deep a worker may have been started to be kept: all its jobs begin at that depth of recursion."""
@@ -179,7 +185,7 @@ class Switch:
         self.carries = carries
         self._worker: Worker | None = None
         self._resumer: greenlet | None = None
-        self._ambient: ambient.State = ambient.read()
+        self._ambient: ambient.State = _ambient_now()
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._level = 0 if _transform() is None else ambient.functorch_level()
         home = self._home = _homes.home
@@ -227,15 +233,18 @@ class Switch:
         mine, theirs, tracer = _ambient_now(), self._ambient, _gettrace()
         if tracer is not None and _is_coverage(tracer):
             sys.settrace(None)  # here and nowhere deeper: coverage must see this frame return
+        there = False
         try:
             if mine is not theirs and mine != theirs:
                 ambient.swap(mine, theirs)
+            there = True
             came = worker.switch()
-            while came is not _TURN and not self.done:  # a greenlet that the model switched to has ended here
+            while came is not TURN and not self.done:  # a greenlet that the model switched to has ended here
                 came = worker.switch(came)
         finally:
             try:
                 now = _ambient_now()
+                self._ambient = now if there else theirs
                 if now is not mine and now != mine:
                     ambient.swap(now, mine)
             except BaseException:
@@ -247,7 +256,6 @@ class Switch:
             self._worker = self._resumer = None
             worker.gr_context = None
         else:
-            self._ambient = now
             parked.append(token)
 
     def _meet(self, resumer: greenlet) -> None:
@@ -332,10 +340,7 @@ class Switch:
         if self.ending:
             raise RunEnded
         if (_transform() is not None or self._level) and ambient.functorch_level() != self._level:
-            raise TraceError(
-                "The model cannot pause inside a transform of torch.func (vmap, grad, ...): torch keeps one "
-                "interpreter for both sides.\nAsk for the value outside of the transformed function."
-            )
+            raise TraceError(IN_TRANSFORM)
         resumer = self._resumer
         assert resumer is not None
         resumer.switch()

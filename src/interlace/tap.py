@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from interlace.compiled import quick
 from interlace.run import Run, Tally
 from interlace.switch import Worker, getcurrent
 
@@ -63,7 +64,7 @@ class Tap:
         self.lender = lender
 
 
-def _here() -> Tally | None:
+def here() -> Tally | None:
     """The tally of the run that executes here, if one does."""
     stack = getcurrent()
     run = stack.tracing if type(stack) is Worker else None
@@ -79,6 +80,34 @@ def _may_shorten(module: nn.Module) -> bool:
 Make = Callable[[nn.Module, Callable[..., Any] | None], Callable[..., Any]]
 
 
+Everywhere = tuple[Any, Any, Any, Any]
+"""Torch's hooks for all modules. They are looked up by attribute in its own code, and are never replaced there."""
+
+
+def _everywhere() -> Everywhere:
+    return (
+        torch_module._global_backward_hooks,
+        torch_module._global_backward_pre_hooks,
+        torch_module._global_forward_hooks,
+        torch_module._global_forward_pre_hooks,
+    )
+
+
+def _quick_reporter(root: int, lender: "weakref.ref[Taps]") -> tuple[Make, Callable[[Tally], None]]:
+    """Like `_reporter`, in C. torch.compile does not look into it, and compiles what it calls."""
+    line = quick.Line(served=_IDLE, everywhere=_everywhere(), many=MANY)
+
+    def report(module: nn.Module, held: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        inner = module._call_impl if held is None else held
+        looked = module.__dict__ if held is None and _may_shorten(module) else None
+        return quick.Report(  # type: ignore[no-any-return]
+            line=line, key=id(module), module=module, inner=inner, looked=looked, tap=Tap(held, lender),
+            root=id(module) == root,
+        )  # fmt: skip
+
+    return report, line.serve
+
+
 def _reporter(root: int, lender: "weakref.ref[Taps]") -> tuple[Make, Callable[[Tally], None]]:
     """What makes the reports of a tree's modules, and what says whose run is served by the quick way.
 
@@ -91,12 +120,7 @@ def _reporter(root: int, lender: "weakref.ref[Taps]") -> tuple[Make, Callable[[T
     past torch's own look at its hooks, which is done here. That pays for the report.
     """
     served = _IDLE
-    # Those for all modules are looked up by attribute in torch's own code, and are never replaced there.
-    any_backward, any_backward_pre = (
-        torch_module._global_backward_hooks,
-        torch_module._global_backward_pre_hooks,
-    )
-    any_forward, any_forward_pre = torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
+    any_backward, any_backward_pre, any_forward, any_forward_pre = _everywhere()
 
     def serve(tally: Tally) -> None:
         nonlocal served
@@ -110,7 +134,7 @@ def _reporter(root: int, lender: "weakref.ref[Taps]") -> tuple[Make, Callable[[T
         def call(*args: Any, **kwargs: Any) -> Any:
             tally, stack = served, getcurrent()
             if stack is not tally.stack:
-                found = _here()
+                found = here()
                 if found is None:
                     return inner(*args, **kwargs)  # a plain call while a trace is open
                 tally = found
@@ -156,6 +180,27 @@ def works() -> bool:
     return bool(seen)
 
 
+def _placed(slots: list[dict[str, Any]], key: str, values: list[Any]) -> list[Any] | None:
+    """Put each value under a key of its dictionary, where nothing stands; what stands there then, if not all is new."""
+    found = list(map(dict.setdefault, slots, repeat(key), values))
+    return None if found == values else found
+
+
+def _displaced(slots: list[dict[str, Any]], key: str, values: list[Any]) -> None:
+    """Take each value away from under a key of its dictionary, and leave what is something else.
+
+    That is a tap of another tree, which a run in another thread may come to meanwhile, or what
+    `module.compile()` has put there.
+    """
+    for slot, value in zip(slots, values, strict=True):
+        if slot.get(key) is value:
+            del slot[key]
+
+
+_place = _placed if quick is None else quick.place
+_displace = _displaced if quick is None else quick.displace
+
+
 class Taps:
     """The taps of the modules of one tree, put in place and taken away together.
 
@@ -183,9 +228,10 @@ class Taps:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self.modules = list(modules)
         self.slots = [module.__dict__ for module in self.modules]
-        self._report, self.serve = _reporter(id(self.modules[0]), weakref.ref(self))
-        self.calls = [self._report(module, None) for module in self.modules]
         self.users: set[int] = set()
+        make = _reporter if quick is None else _quick_reporter
+        self._report, self.serve = make(id(self.modules[0]), weakref.ref(self))
+        self.calls = [self._report(module, None) for module in self.modules]
         self.placed = False
         self.lenders: list[Taps] = []
         self.replaced: list[int] = []
@@ -199,8 +245,8 @@ class Taps:
         with _lock:
             self.users.add(id(user))
             if not self.placed:
-                found = list(map(dict.setdefault, self.slots, repeat(SLOT), self.calls))
-                if found != self.calls:
+                found = _place(self.slots, SLOT, self.calls)
+                if found is not None:
                     self._share(found)
                 self.placed = True
 
@@ -231,10 +277,7 @@ class Taps:
                 users.remove(one)
                 return
             self.serve(_IDLE)
-            if self.lenders:
-                self._take()
-            elif (found := list(map(dict.pop, self.slots, repeat(SLOT), repeat(None)))) != self.calls:
-                self._put_back(found)
+            _displace(self.slots, SLOT, self.calls)
             for index in self.replaced:
                 self._restore(index)
             for lender in self.lenders:
@@ -242,18 +285,6 @@ class Taps:
             self.lenders, self.replaced = [], []
             self.placed = False
             users.clear()
-
-    def _take(self) -> None:
-        """Take away these taps and never those of a lender, which a run in another thread may come to meanwhile."""
-        for slot, call in zip(self.slots, self.calls, strict=True):
-            if slot.get(SLOT) is call:
-                del slot[SLOT]
-
-    def _put_back(self, found: list[Any]) -> None:
-        """What others have put into a slot stays: a tap that is lent, or what `module.compile()` left."""
-        for slot, call, held in zip(self.slots, self.calls, found, strict=True):
-            if held is not None and held is not call:
-                slot[SLOT] = held
 
     def _restore(self, index: int) -> None:
         """Give a slot back what it held, unless somebody has put something else there."""

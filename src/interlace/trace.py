@@ -89,7 +89,7 @@ class Trace:
         self._prepare = prepare
         try:
             if call is not None:
-                self._begin(call, edit.workers(self))
+                self._begin(call, self._edits() if self._tree.edits else [])
             self._taps.install(self)
             self._tree.opened(self._owner, self)
             return self
@@ -150,7 +150,7 @@ class Trace:
         """Keep what the traced call returned, or in words why it returned nothing."""
         if run is not None and (run.failed is not None or run.stopped):
             self._no_result = run.where()
-        elif run is not None and run.done:
+        elif run is not None and run.switch.done:
             self._result, self._no_result = run.switch.result, None
         elif error is not None:
             self._no_result = f"the block ended with {type(error).__name__}"
@@ -202,8 +202,15 @@ class Trace:
 
     # -- several blocks ---------------------------------------------------------------------------------------
 
+    _runs: type[Run] = Run
+    """What a call is run as when no other blocks are served."""
+
+    def _edits(self) -> list[Worker]:
+        """The stored edits of the model, as blocks that come before those of this trace."""
+        return edit.workers(self)
+
     def _begin(self, call: Call, workers: list[Worker]) -> None:
-        self._run = run = Schedule(workers).around(call) if workers else Run(call)
+        self._run = run = Schedule(workers).around(call) if workers else self._runs(call)
         self._steps = None
         if self._taps is not None:
             self._serve_taps(self._taps, run)
@@ -232,12 +239,12 @@ class Trace:
         if prepare is None:
             raise TraceError("This trace is not open: its `with` block has not begun, or is over.")
         if prompts is None:
-            self._begin(prepare(), edit.workers(self))
+            self._begin(prepare(), self._edits())
         elif not prompts.inputs:
-            self._begin(prepare(), edit.workers(self) + prompts.workers(self, []))
+            self._begin(prepare(), self._edits() + prompts.workers(self, []))
         else:
             call, rows = prepare.combined(prompts.inputs)  # type: ignore[attr-defined]
-            self._begin(call, edit.workers(self) + prompts.workers(self, rows))
+            self._begin(call, self._edits() + prompts.workers(self, rows))
         taps = self._tree.taps()
         if self._taps is not None and taps is not self._taps:  # real weights came with the input
             self._taps.remove(self)
@@ -343,13 +350,18 @@ class Trace:
                 raise
             return found
         except NotReachedError as error:
-            reason = why(self._tree.module, self._tree.path, site)
-            if reason is None or run.failed is not None or run.stopped:
-                raise
-            raise NotReachedError(f"{str(error).partition(chr(10))[0]}\n{reason}") from None
+            self._unreached(error, site)
+            raise
         if port == "input" and visit.port == "output":
             remember(run.reads, visit, port)
         return visit
+
+    def _unreached(self, error: NotReachedError, site: Site) -> None:
+        """Raise an error that says more of why a site was not reached, where more is known."""
+        run = self._run
+        reason = why(self._tree.module, self._tree.path, site)
+        if reason is not None and run is not None and run.failed is None and not run.stopped:
+            raise NotReachedError(f"{str(error).partition(chr(10))[0]}\n{reason}") from None
 
     def _begun(self, site: Site) -> Site:
         """A site once the run has begun: its input may have brought real weights, and with them other modules."""
@@ -437,6 +449,8 @@ class Trace:
         Raises:
             TraceError: There is none: the model failed, the run was stopped, or the block ended early with an error.
         """
+        if self._taps is None and self._no_result is None and self._outer is None:
+            return self._result
         here = self._here()
         run = here._run
         if run is None and here._prepare is not None:

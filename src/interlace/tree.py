@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from types import CodeType, FrameType
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 
 from interlace import fakes, ingrad
 from interlace.errors import NotReachedError, OutsideTraceError, ThreadError, TraceError
-from interlace.frames import Owner
+from interlace.frames import Opened, Owner
 from interlace.operators import Inside
 from interlace.recall import Key, gone, revive, tensors
 from interlace.selection import Outline
@@ -39,28 +39,6 @@ def _children(module: nn.Module) -> dict[str, Any]:
     """The dictionary that holds the children of a module; scripted modules wrap it."""
     held: Any = module._modules
     return getattr(held, "_python_modules", held)  # type: ignore[no-any-return]
-
-
-class Opened:
-    """An open trace of a frame, and the one that was opened there before it."""
-
-    __slots__ = ("before", "code", "trace")
-
-    def __init__(self, code: CodeType, trace: "weakref.ref[Trace]", before: "Opened | None") -> None:
-        self.code = code
-        self.trace = trace
-        self.before = before
-
-    def all(self) -> "list[Trace | None]":
-        """This trace and those before it."""
-        return [self.trace(), *(self.before.all() if self.before is not None else [])]
-
-    def without(self, trace: "Trace") -> "Opened | None":
-        """The same, without a trace that is over and those that nobody holds any more."""
-        before = None if self.before is None else self.before.without(trace)
-        if self.trace() in (trace, None):
-            return before
-        return Opened(self.code, self.trace, before)
 
 
 class Tree:
@@ -125,7 +103,8 @@ class Tree:
     def closed(self, owner: Owner, trace: "Trace") -> None:
         """A trace serves no more requests."""
         first = self._open.get(owner.key)
-        left = None if first is None else first.without(trace)
+        alone = first is None or (first.before is None and first.trace() is trace)
+        left = None if first is None or alone else first.without(trace)
         if left is not None:
             self._open[owner.key] = left
         else:

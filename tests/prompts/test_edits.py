@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from typing import Any
 
 import pytest
@@ -120,7 +121,8 @@ def test_an_edit_out_of_order_says_where_the_model_is(model: il.Model, net: nn.S
     """Law 11: in a plain call too, and the model is as it was."""
     edited = model.edit(lambda m: (m[2].output, m[0].output))
     with pytest.raises(
-        il.errors.OrderError, match=r"`model\[0\].output` has passed; the model is at `model\[2\].output`"
+        il.errors.OrderError,
+        match=r"`model\[0\].output` has passed; the model is paused at `model\[2\].output`",
     ):
         edited(X)
     torch.testing.assert_close(model(X), net(X))
@@ -238,3 +240,100 @@ def test_a_call_on_the_side_before_the_model_begins(model: il.Model) -> None:
         with tracer.invoke(X):
             first = model[0].output
     assert seen[0].shape == hidden.shape == first.shape
+
+
+# -- an edit that is alone is the block of a plain call ------------------------------------------------------
+
+
+def lone(change: Any) -> tuple[nn.Sequential, il.Envoy]:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    return net, il.Model(net).edit(change)
+
+
+def test_what_a_lone_edit_sets_is_its_own() -> None:
+    """Law 8: context variables and torch's state, as of several edits, which have stacks of their own."""
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
+
+    def change(model: il.Envoy) -> None:
+        variable.set(1)
+        torch.set_grad_enabled(False)
+        model[0].output
+
+    _, edited = lone(change)
+    assert edited(X).requires_grad
+    assert (variable.get(), torch.is_grad_enabled()) == (0, True)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_models_error_is_not_for_an_edit_to_see(stacked: bool) -> None:
+    """Law 11: it is the caller's, whatever the edit makes of it."""
+    seen: list[BaseException] = []
+
+    def change(model: il.Envoy) -> None:
+        try:
+            model[2].output
+        except BaseException as error:
+            seen.append(error)
+            raise ValueError("made of it") from error
+
+    _, edited = lone(change)
+    if stacked:
+        edited = edited.edit(lambda model: model[0].output)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        edited(torch.ones(2, 3))
+    assert [type(error).__name__ for error in seen] == ["RunEnded"]
+
+
+def test_what_a_lone_edit_calls_is_no_visit_of_a_run_around_it() -> None:
+    """Law 5: the edited model is called inside of another model's run, which calls the same modules later."""
+    inner = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    edited = il.Model(inner).edit(lambda model: model[0](torch.full((2, 4), 9.0)))
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = edited(x) + self.part(x)
+            return result
+
+    outer = il.Model(Outer())
+    with outer.trace(X):
+        first = outer.part[0].output
+    torch.testing.assert_close(first, inner[0](X))
+
+
+def test_a_lone_edit_inside_a_transform_of_torch_func_says_where_it_can_ask() -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.func.vmap(self.inner)(x)  # type: ignore[no-any-return]
+
+    edited = il.Model(Mapped()).edit(lambda model: model.inner.output.mul_(0))
+    with pytest.raises(il.errors.TraceError, match="inside a transform of torch") as caught:
+        edited(X)
+    assert any("with model.trace(...):" in note for note in caught.value.__dict__["__notes__"])
+    with edited.trace(X) as tracer:
+        pass
+    assert (tracer.result == 0).all()
+
+
+def test_a_lone_edit_that_fails_leaves_nothing_open() -> None:
+    """Law 10: neither in its own tree nor in those that it descends from."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    model = il.Model(net)
+
+    def change(_: il.Envoy) -> None:
+        model[0].output
+        raise KeyboardInterrupt
+
+    edited = model.edit(change)
+    with pytest.raises(KeyboardInterrupt):
+        edited(X)
+    assert not model._tree._open
+    assert not edited._tree._open
+    assert all("_compiled_call_impl" not in vars(module) for module in net.modules())

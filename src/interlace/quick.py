@@ -1,0 +1,78 @@
+"""The ordinary case of a request in C: what `_quick.c` is told of the classes and functions that it works with.
+
+Each of its functions does what one of Python's does, for the case that is met nearly always, and calls that one
+for every other. So this library is read, debugged and changed in Python, and is the same without a compiler.
+"""
+
+import sys
+from typing import Any
+
+import torch
+
+from interlace import ambient, edit, run, served, site, switch, tap, trace, workers, writes
+from interlace.compiled import quick
+from interlace.config import config
+from interlace.errors import NotReachedError, OrderError, RunEnded
+from interlace.frames import Opened
+
+
+def hasten(kind: Any) -> None:
+    """Let the class of envoys ask in C, where that is there.
+
+    Args:
+        kind: The class; its own properties serve all other cases.
+    """
+    if quick is None:
+        return
+    output, taken = kind.output, kind.input
+    own = property(quick.get_output, quick.set_output, doc=output.__doc__)
+    known = dict(
+        Run=run.Run,
+        Edited=edit.Edited,
+        Served=served.Served,
+        Tally=run.Tally,
+        Everything=run.Everything,
+        Worker=workers.Worker,
+        Switch=switch.Switch,
+        Home=switch.Home,
+        Visit=site.Visit,
+        Site=site.Site,
+        Opened=Opened,
+        Tensor=torch.Tensor,
+        RunEnded=RunEnded,
+        NotReached=NotReachedError,
+        OrderError=OrderError,
+        getcurrent=switch.getcurrent,
+        gettrace=sys.gettrace,
+        TURN=switch.TURN,
+        here=tap.here,
+        operators=switch.OPERATORS,
+        visit=trace.Trace._visit,
+        remember=run.remember,
+        replace=writes.replace,
+        property=own,
+        config=config,
+        get_output=output.fget,
+        set_output=output.fset,
+        get_input=taken.fget,
+        set_attr=kind.__setattr__,
+        seen=run.Run.seen,
+        ask=run.Run.ask,
+        resume=switch.Switch.resume,
+        pause=switch.Switch.pause,
+        **ambient.READERS,
+    )
+    try:
+        quick.learn(**known)
+    except TypeError as error:
+        raise ImportError(
+            f"The compiled part of interlace is of another version ({error}).\n"
+            "Install it again: `pip install -e .`, or `make` in its folder; or set INTERLACE_COMPILED=0."
+        ) from error
+    kind.output = own
+    kind.input = property(quick.get_input, taken.fset, doc=taken.__doc__)
+    kind.__setattr__ = quick.method(quick.set_attr)
+    run.Run.seen = quick.method(quick.seen)  # type: ignore[method-assign]
+    run.Run.ask = quick.method(quick.ask)  # type: ignore[method-assign]
+    switch.Switch.resume = quick.method(quick.resume)  # type: ignore[method-assign]
+    switch.Switch.pause = quick.method(quick.pause)  # type: ignore[method-assign]

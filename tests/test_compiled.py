@@ -1,0 +1,284 @@
+"""The hot path once in C and once in Python: both are the library, and each runs the whole suite (`.ci/run`)."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+import interlace as il
+from interlace import compiled, run, site, switch
+from interlace.compiled import quick
+
+BUILT = "c = __import__('interlace.compiled', fromlist=['c']); print(c.how)"
+needs_it = pytest.mark.skipif(quick is None, reason=f"the hot path runs {compiled.how}")
+
+
+def told(**environment: str) -> str:
+    """What a process of its own says of the hot path."""
+    ran = subprocess.run(
+        [sys.executable, "-c", BUILT],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return ran.stdout.strip()
+
+
+def test_it_is_built_where_there_is_a_compiler() -> None:
+    """Else `make test` would run in Python twice, and nobody would notice."""
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    assert told(**{compiled.SETTING: "1"}) == "compiled"
+
+
+def test_it_can_be_switched_off_and_the_report_says_so() -> None:
+    assert told(**{compiled.SETTING: "0"}) == "in Python, since INTERLACE_COMPILED=0"
+    assert f"calls         {compiled.how}\n" in il.report()
+
+
+def test_what_is_in_c_has_the_names_and_words_of_python() -> None:
+    for name in ("output", "input"):
+        own = vars(il.Envoy)[name]
+        assert isinstance(own, property)
+        assert own.__doc__
+        assert own.fset is not None
+
+
+@needs_it
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: quick.learn(),
+        lambda: quick.learn(1),
+        lambda: quick.get_output(3),
+        lambda: quick.get_input(None),
+        lambda: quick.set_output(3),
+        lambda: quick.set_output(3, 4),
+        lambda: quick.set_attr(3),
+        lambda: quick.set_attr(object(), "output", 4),
+        lambda: quick.ask(),
+        lambda: quick.ask(1, 2, 3, 4),
+        lambda: quick.resume(3),
+        lambda: quick.pause(3),
+        lambda: quick.count(1, 2),
+        lambda: quick.count([[]], run.Counts()),
+        lambda: quick.place([], "a", {}),
+        lambda: quick.place([1], "a", [2]),
+        lambda: quick.displace([{}], "a", []),
+        lambda: quick.Line(served=1, everywhere=(), many=1),
+        lambda: quick.Line(served=run.Tally(), everywhere=[], many=1),
+        lambda: quick.Line(served=run.Tally(), everywhere=(), many=1).serve(2),
+        lambda: quick.Report(line=1, key=1, module=1, inner=1, looked=1, tap=1, root=True),
+    ],
+)
+def test_wrong_arguments_are_errors_and_no_crash(call: Any) -> None:
+    with pytest.raises((TypeError, AttributeError)):
+        call()
+
+
+@needs_it
+def test_objects_that_were_never_made_are_errors_and_no_crash() -> None:
+    """Their slots hold nothing."""
+    place = site.Site(1, "model")
+    blank_run = run.Run.__new__(run.Run)
+    for call in (
+        lambda: quick.ask(blank_run, place, "output", 0),
+        lambda: quick.ask(run.Run(dict), site.Site.__new__(site.Site), "output", 0),
+        lambda: switch.Switch.__new__(switch.Switch).resume(),
+        lambda: switch.Switch.__new__(switch.Switch).pause(),
+    ):
+        with pytest.raises(AttributeError):
+            call()
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(2, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.down(self.up(x).relu())
+        return hidden + x
+
+
+@pytest.mark.parametrize("container", [False, True])
+def test_torch_compile_is_not_held_up(container: bool) -> None:
+    """It compiles as much as without a trace, with taps in either form, and warns of nothing."""
+    torch._dynamo.reset()
+    block = nn.Sequential(Block(), Block()) if container else Block()
+    net = nn.Sequential(nn.Linear(2, 2), block)
+    model, x = il.Model(net), torch.ones(1, 2)
+    seen: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        seen.append(graph)
+        return graph.forward
+
+    with torch.no_grad(), model.trace(x):
+        before = model[1].output
+    block.compile(backend=backend)
+    with torch.no_grad():
+        net(x)
+        graphs = len(seen)
+        torch._dynamo.reset()
+        with model.trace(x):
+            after = model[1].output
+    torch.testing.assert_close(after, before)
+    assert graphs > 0
+    assert len(seen) == 2 * graphs
+    torch._dynamo.reset()
+
+
+@needs_it
+def test_counts_drift_nowhere() -> None:
+    """Each reference that is taken in C is given back: of what is in every trace there are no more afterwards."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    model, x = il.Model(net), torch.ones(1, 2)
+    edited = model.edit(lambda model: model[0].output.add_(1))
+
+    def once() -> None:
+        with model.trace(x):
+            model[0].input  # noqa: B018
+            model[0].output = model[0].output * 2
+            model[1].output  # noqa: B018
+        for given, block in (
+            (x, lambda: (model[2].output, model[0].output)),
+            (torch.ones(1, 3), lambda: model[2].output),
+            (x, lambda: setattr(model[1], "output", torch.ones(3))),
+        ):
+            with (
+                pytest.raises((il.errors.OrderError, RuntimeError, il.errors.WriteError)),
+                model.trace(given),
+            ):
+                block()
+        edited(x)
+
+    watched = [
+        None,
+        True,
+        False,
+        (),
+        "output",
+        "input",
+        x,
+        net[0],
+        model[0]._site,
+        switch.getcurrent,
+        torch.Tensor,
+    ]
+    for _ in range(20):
+        once()
+    before = [sys.getrefcount(value) for value in watched]
+    for _ in range(200):
+        once()
+    after = [sys.getrefcount(value) for value in watched]
+    assert [new - old for old, new in zip(before, after, strict=True) if abs(new - old) > 100] == []
+
+
+# -- where C once did not do what Python does ---------------------------------------------------------------
+
+
+def test_an_interrupt_while_the_sides_change_leaves_each_its_state() -> None:
+    """Law 8: here it falls into the comparison of what the two sides have on."""
+
+    class Raising(TorchFunctionMode):
+        armed = False
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+        def __eq__(self, other: object) -> bool:
+            if Raising.armed:
+                Raising.armed = False
+                raise KeyboardInterrupt
+            return self is other
+
+        def __hash__(self) -> int:
+            return id(self)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with Raising():
+                Raising.armed = True
+                result: torch.Tensor = self.inside(x)
+            return result
+
+    model, mine, x = il.Model(Net()), Raising(), torch.ones(1, 2)
+    with model.trace(x) as tracer:
+        with mine:
+            with pytest.raises(KeyboardInterrupt):
+                model.inside.output  # noqa: B018
+            assert torch.overrides._get_current_function_mode_stack() == [mine]  # type: ignore[no-untyped-call]
+        tracer.stop()
+
+
+def test_a_cache_that_a_block_of_several_begins_has_the_visit_it_stands_at() -> None:
+    model, x = il.Model(nn.Sequential(nn.Linear(2, 2), nn.ReLU())), torch.ones(1, 2)
+    with model.trace() as tracer:
+
+        @tracer.invoke(x)  # type: ignore[untyped-decorator]
+        def cached() -> Any:
+            model[0].output  # noqa: B018
+            return tracer.cache()
+
+        tracer.invoke(x)(lambda: None)
+
+    assert set(cached) == {"model.0", "model.1", "model"}
+
+
+def test_arguments_of_other_types_are_unpacked() -> None:
+    class Given(NamedTuple):
+        x: torch.Tensor
+
+    model = il.Model(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    with model.trace(torch.ones(1, 2)):
+        model[0].inputs = il.insist((Given(torch.zeros(1, 2)), OrderedDict()))
+        hidden = model[0].output
+    torch.testing.assert_close(hidden, model[0]._module(torch.zeros(1, 2)))
+
+
+def test_an_order_error_of_the_model_is_the_models() -> None:
+    """Law 11: here of a trace in its forward."""
+    inner = il.Model(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with inner.trace(self.first(x)):
+                inner[1].output  # noqa: B018
+                inner[0].output  # noqa: B018
+            result: torch.Tensor = self.last(x)
+            return result
+
+    model = il.Model(Net())
+    with (
+        pytest.raises(il.errors.OrderError, match=r"`model\[0\].output` has passed"),
+        model.trace(torch.ones(1, 2)),
+    ):
+        model.last.output  # noqa: B018
+
+
+def test_a_visit_beyond_all_numbers_is_not_reached() -> None:
+    model = il.Model(nn.Sequential(nn.Linear(2, 2)))
+    with (
+        model.trace(torch.ones(1, 2)) as tracer,
+        pytest.raises(il.errors.NotReachedError, match="was not reached"),
+    ):
+        tracer._run.ask(model[0]._site, "output", 2**70)
