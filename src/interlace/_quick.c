@@ -384,6 +384,14 @@ static PyObject *new_visit(PyObject *key, PyObject *number, PyObject *args, PyOb
     return visit;
 }
 
+/* How often the model has passed a port of a site; -1 with an error. */
+static long passed(PyObject *run, PyObject *key, PyObject *port)
+{
+    PyObject *tally = PEEK(run, Run, tally);
+    return port == s_output ? counted(PEEK(tally, Tally, left), PEEK(run, Run, _ends), key)
+                            : counted(PEEK(tally, Tally, entered), PEEK(run, Run, _starts), key);
+}
+
 /* Whether it is a run of a known kind, made to the end, whose blocks have had their first turn. */
 static int is_run(PyObject *run)
 {
@@ -539,7 +547,7 @@ static PyObject *leave(PyObject *stack, PyObject *key, PyObject *args, PyObject 
         Py_XDECREF(dict);
         goto over;
     }
-    long ends = plain < 0 ? FAILED : counted(PEEK(PEEK(run, Run, tally), Tally, left), PEEK(run, Run, _ends), key);
+    long ends = plain < 0 ? FAILED : passed(run, key, s_output);
     if (ends < 0 || (number = PyLong_FromLong(ends - 1)) == NULL)
         goto over;
     PyObject *watching = watchers_of(run, key, s_output);
@@ -762,10 +770,10 @@ static PyObject *call_module(Report *self, PyObject *args, PyObject *kwargs)
 }
 
 /* Let the block have the output of a visit whose input somebody waited for. */
-static int left_again(PyObject *run, PyObject *tally, PyObject *visit)
+static int left_again(PyObject *run, PyObject *visit)
 {
     PyObject *key = PEEK(visit, Visit, key), *number;
-    long ends = counted(PEEK(tally, Tally, left), PEEK(run, Run, _ends), key);
+    long ends = passed(run, key, s_output);
     if (ends < 0 || (number = PyLong_FromLong(ends - 1)) == NULL)
         return FAILED;
     PUT(visit, Visit, number, number);
@@ -796,7 +804,7 @@ static PyObject *reach(Report *self, PyObject *stack, PyObject *tally, PyObject 
         Py_XDECREF(dict);
         goto over;
     }
-    long starts = plain < 0 ? FAILED : counted(PEEK(tally, Tally, entered), PEEK(run, Run, _starts), key);
+    long starts = plain < 0 ? FAILED : passed(run, key, s_input);
     if (starts < 0 || (number = PyLong_FromLong(starts)) == NULL ||
         (visit = new_visit(key, number, args, kwargs, s_input, Py_None)) == NULL ||
         PyList_Append(PEEK(tally, Tally, entered), key) < 0)
@@ -820,7 +828,7 @@ static PyObject *reach(Report *self, PyObject *stack, PyObject *tally, PyObject 
     if (PyList_Append(PEEK(tally, Tally, left), key) < 0)
         goto over;
     int after = contains(PEEK(tally, Tally, after), key);
-    if (after < 0 || (after && left_again(run, tally, visit) < 0))
+    if (after < 0 || (after && left_again(run, visit) < 0))
         goto over;
     given = new_ref(PEEK(visit, Visit, result));
 over:
@@ -970,7 +978,6 @@ static PyObject *displace(PyObject *module, PyObject *const *args, Py_ssize_t si
     Py_RETURN_NONE;
 }
 
-
 /* -- the block's side: `Tree.trace_at`, `Trace._visit`, `Run.ask` -------------------------------------------------- */
 
 /* What a weak reference leads to; NULL, without an error, where that is gone. */
@@ -1061,14 +1068,11 @@ static int ask(PyObject *run, PyObject *site, PyObject *port, PyObject *number, 
     }
     if (PyList_GET_SIZE(PEEK(run, Run, pending)) || Py_TYPE(turns) != Switch || PEEK(turns, Switch, done) != Py_False)
         goto over;
-    PyObject *tally = PEEK(run, Run, tally);
-    long passed = port == s_output ? counted(PEEK(tally, Tally, left), PEEK(run, Run, _ends), key)
-                                   : counted(PEEK(tally, Tally, entered), PEEK(run, Run, _starts), key);
     int larger = 0;
-    long which = PyLong_AsLongAndOverflow(number, &larger);
-    if (passed < 0 || (which == -1 && !larger && PyErr_Occurred()))
+    long before_it = passed(run, key, port), which = PyLong_AsLongAndOverflow(number, &larger);
+    if (before_it < 0 || (which == -1 && !larger && PyErr_Occurred()))
         goto failed;
-    if (larger || passed > which || (plain = may_resume(turns)) != ORDINARY)
+    if (larger || before_it > which || (plain = may_resume(turns)) != ORDINARY)
         goto over;
     PyObject *asked = PyDict_GetItemWithError(PEEK(run, Run, _asked), port);
     if (asked == NULL || PySet_Add(asked, key) < 0 || (wanted = PyTuple_Pack(3, key, number, port)) == NULL)
@@ -1329,9 +1333,7 @@ static PyObject *run_seen(PyObject *module, PyObject *const *args, Py_ssize_t si
 {
     if (size != 3 || !is_run(args[0]) || !is_port(args[2]))
         return PyObject_Vectorcall(py_seen, args, size, NULL);
-    PyObject *tally = PEEK(args[0], Run, tally);
-    long seen = args[2] == s_output ? counted(PEEK(tally, Tally, left), PEEK(args[0], Run, _ends), args[1])
-                                    : counted(PEEK(tally, Tally, entered), PEEK(args[0], Run, _starts), args[1]);
+    long seen = passed(args[0], args[1], args[2]);
     return seen < 0 ? NULL : PyLong_FromLong(seen);
 }
 

@@ -61,7 +61,7 @@ def placed(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str
         values = (*args, *kwargs.values()) if kwargs else args
         if not _all_at(device, values):
             args, kwargs = map_tensors(lambda tensor: tensor.to(device), (args, kwargs))
-    return partial(envoy._module if fn is None else resolve(envoy, fn), *args, **kwargs)
+    return partial(resolve(envoy, fn), *args, **kwargs)
 
 
 def _all_at(device: torch.device, values: Iterable[Any]) -> bool:
@@ -116,14 +116,8 @@ class Given:
         return self._placed(args, kwargs), rows
 
     def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
-        envoy = self.envoy
-        if envoy._tree.loader is not None:
-            envoy._tree.load()
-        return (
-            envoy._prepare_input(*args, **kwargs)
-            if self.fn is None
-            else prepared(envoy, self.fn, args, kwargs)
-        )
+        self.envoy._tree.load()
+        return prepared(self.envoy, self.fn, args, kwargs)
 
     def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
         return placed(self.envoy, self.fn, args, kwargs)

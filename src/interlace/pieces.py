@@ -239,13 +239,11 @@ class RowVisit:
     @property
     def result(self) -> Any:
         """What the call returned."""
-        piece = self.pieces.get("result")
-        return (self._piece("result") if piece is None else piece).value
+        return self._piece("result").value
 
     @result.setter
     def result(self, value: Any) -> None:
-        piece = self.pieces.get("result")
-        (self._piece("result") if piece is None else piece).value = value
+        self._piece("result").value = value
 
 
 def join(visit: Visit, views: Iterable[RowVisit], again: bool = False) -> None:

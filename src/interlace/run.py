@@ -273,19 +273,14 @@ class Run:
 
     def report(self, keep: Keep) -> None:
         """Have what is to be kept report, until nobody looks ahead any more."""
-        tally, asked = self.tally, self._asked["output"]
-        if keep != "first":
-            tally.after = Everything()
-        elif self.known is None and not self._new:  # all sites have been left
-            tally.after = asked
-        else:
-            tally.after = asked | self._unseen()
+        tally = self.tally
+        tally.after = self._asked["output"] | self._unseen() if keep == "first" else Everything()
         if keep == "order":
             tally.before = Everything()
 
     def _unseen(self) -> set[Any]:
         """The keys of sites that have not been left yet."""
-        new, ends = self._new, _count(self.tally.left, self._ends)
+        new, ends = self._new, self.ends
         if self.known is not None:
             new.update(self.known())
             self.known = None

@@ -124,8 +124,11 @@ class Schedule:
         waiting[want] = [worker]
         key, _, port = want
         if (key, port) not in self._expected:
-            self._expected.add((key, port))
-            self.run.watch(key, port, self._reached)
+            self._report(key, port)
+
+    def _report(self, key: Any, port: Port) -> None:
+        self._expected.add((key, port))
+        self.run.watch(key, port, self._reached)
 
     def hold(self, worker: Worker) -> None:
         """Note that a worker waits for something else than the model."""
@@ -256,8 +259,7 @@ class Schedule:
         assert live is not None
         self._skips.setdefault((live.key, live.number), []).append((rows, value))
         if (live.key, "output") not in self._expected:
-            self._expected.add((live.key, "output"))
-            self.run.watch(live.key, "output", self._reached)
+            self._report(live.key, "output")
         if sum(rows.size for rows, _ in self._skips[live.key, live.number]) == rows.total:
             self.run.skipped.append(site)
 

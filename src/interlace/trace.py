@@ -89,7 +89,7 @@ class Trace:
         self._prepare = prepare
         try:
             if call is not None:
-                self._begin(call, self._edits() if self._tree.edits else [])
+                self._begin(call, self._edits())
             self._taps.install(self)
             self._tree.opened(self._owner, self)
             return self
@@ -150,7 +150,7 @@ class Trace:
         """Keep what the traced call returned, or in words why it returned nothing."""
         if run is not None and (run.failed is not None or run.stopped):
             self._no_result = run.where()
-        elif run is not None and run.switch.done:
+        elif run is not None and run.done:
             self._result, self._no_result = run.switch.result, None
         elif error is not None:
             self._no_result = f"the block ended with {type(error).__name__}"
@@ -449,8 +449,6 @@ class Trace:
         Raises:
             TraceError: There is none: the model failed, the run was stopped, or the block ended early with an error.
         """
-        if self._taps is None and self._no_result is None and self._outer is None:
-            return self._result
         here = self._here()
         run = here._run
         if run is None and here._prepare is not None:

@@ -103,8 +103,7 @@ class Tree:
     def closed(self, owner: Owner, trace: "Trace") -> None:
         """A trace serves no more requests."""
         first = self._open.get(owner.key)
-        alone = first is None or (first.before is None and first.trace() is trace)
-        left = None if first is None or alone else first.without(trace)
+        left = None if first is None else first.without(trace)
         if left is not None:
             self._open[owner.key] = left
         else:
