@@ -24,10 +24,10 @@ endef
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */\1\t/' | expand -t 22
 
-$(VENV)/installed: pyproject.toml constraints.txt src/interlace/_quick.c
+$(VENV)/installed: pyproject.toml constraints.txt $(wildcard csrc/*)
 	$(call install,$(VENV),constraints.txt)
 
-$(VENV4)/installed: pyproject.toml constraints-transformers4.txt src/interlace/_quick.c
+$(VENV4)/installed: pyproject.toml constraints-transformers4.txt $(wildcard csrc/*)
 	$(call install,$(VENV4),constraints-transformers4.txt)
 
 demo: $(VENV)/installed  ## read and steer a small model that ships with the package

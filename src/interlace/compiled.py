@@ -1,6 +1,6 @@
 """Whether the part of the hot path that is written in C is there, and may be used.
 
-`_quick.c` is built when the package is installed, where there is a compiler. Without it, and with
+`csrc/` is built when the package is installed, where there is a compiler. Without it, and with
 `INTERLACE_COMPILED=0` in the environment, the same code runs in Python: everything works, and a read costs more.
 """
 

@@ -1,4 +1,4 @@
-"""The ordinary case of a request in C: what `_quick.c` is told of the classes and functions that it works with.
+"""The ordinary case of a request in C: what `csrc/` is told of the classes and functions that it works with.
 
 Each of its functions does what one of Python's does, for the case that is met nearly always, and calls that one
 for every other. So this library is read, debugged and changed in Python, and is the same without a compiler.
@@ -9,7 +9,21 @@ from typing import Any
 
 import torch
 
-from interlace import ambient, edit, run, served, site, switch, tap, trace, workers, writes
+from interlace import (
+    ambient,
+    edit,
+    pieces,
+    rows,
+    run,
+    schedule,
+    served,
+    site,
+    switch,
+    tap,
+    trace,
+    workers,
+    writes,
+)
 from interlace.compiled import quick
 from interlace.config import config
 from interlace.errors import NotReachedError, OrderError, RunEnded
@@ -33,6 +47,10 @@ def hasten(kind: Any) -> None:
         Tally=run.Tally,
         Everything=run.Everything,
         Worker=workers.Worker,
+        Schedule=schedule.Schedule,
+        RowVisit=pieces.RowVisit,
+        Piece=pieces.Piece,
+        Rows=rows.Rows,
         Switch=switch.Switch,
         Home=switch.Home,
         Visit=site.Visit,
@@ -60,6 +78,11 @@ def hasten(kind: Any) -> None:
         ask=run.Run.ask,
         resume=switch.Switch.resume,
         pause=switch.Switch.pause,
+        worker_ask=workers.Worker.ask,
+        turns=schedule.Schedule._turns,
+        reached=schedule.Schedule._reached,
+        join=pieces.join,
+        splice=pieces._splice_leaf,
         **ambient.READERS,
     )
     try:
@@ -76,3 +99,6 @@ def hasten(kind: Any) -> None:
     run.Run.ask = quick.method(quick.ask)  # type: ignore[method-assign]
     switch.Switch.resume = quick.method(quick.resume)  # type: ignore[method-assign]
     switch.Switch.pause = quick.method(quick.pause)  # type: ignore[method-assign]
+    workers.Worker.ask = quick.method(quick.worker_ask)  # type: ignore[method-assign]
+    schedule.Schedule._turns = quick.method(quick.turns)  # type: ignore[method-assign]
+    schedule.Schedule._reached = quick.method(quick.reached)  # type: ignore[method-assign]

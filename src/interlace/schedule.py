@@ -35,6 +35,11 @@ class Schedule:
         run: The run that they share, until it is over.
     """
 
+    __slots__ = (
+        "_ahead", "_expected", "_held", "_skips", "_waiting", "error", "live", "over", "result", "run", "views",
+        "workers",
+    )  # fmt: skip
+
     def __init__(self, workers: list[Worker]) -> None:
         self.workers = workers
         self.live: Visit | None = None
@@ -175,7 +180,7 @@ class Schedule:
                 join(visit, self.views)
         finally:
             self.live, self.views = outer, views
-        if self._skips and visit.port == "input" and (visit.key, visit.number) in self._skips:
+        if self._skips:
             self._skip_all(visit)
 
     def _turns(self, ready: list[Worker]) -> None:
@@ -265,8 +270,8 @@ class Schedule:
 
     def _skip_all(self, visit: Visit) -> None:
         """Where every row is skipped the call does not run; else it runs, and its rows are replaced after it."""
-        skips = self._skips[visit.key, visit.number]
-        if sum(rows.size for rows, _ in skips) == skips[0][0].total:
+        skips = self._skips.get((visit.key, visit.number))
+        if skips is not None and visit.port == "input" and sum(rows.size for rows, _ in skips) == skips[0][0].total:
             ordered = [value for _, value in sorted(skips, key=lambda skip: skip[0].start)]
             visit.skipped, visit.result = True, stack(ordered)
             del self._skips[visit.key, visit.number]

@@ -8,7 +8,7 @@ own. To a block its worker looks like the `Run` of a trace that is its alone. Wh
 import sys
 import threading
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from interlace.errors import NotReachedError, OrderError, TraceError
 from interlace.passing import Keep, Passing
@@ -43,6 +43,11 @@ class Worker:
         trace: The part of the trace that runs the block.
         pause: Hands the turn back.
     """
+
+    __slots__ = (
+        "_body", "_coverage", "_ended", "_looked", "_schedule", "_view", "name", "pause", "pending", "place", "reads",
+        "rows", "side", "switch", "tells", "trace", "until", "waits", "want",
+    )  # fmt: skip
 
     frames: Mapping[int, Any] = {}
     """No forward runs here for the run: what the block calls itself is nobody's operation."""
@@ -216,12 +221,17 @@ class Worker:
         self.pause()
         live = schedule.live
         if self.want is not None or live is None:
-            self.want = None
-            raise NotReachedError(run._missed(site, port, number))
+            self._unmet(run, site, port, number)
+        assert live is not None
         run._site = site
         if port == "output":
             run.kinds[key] = live.result.__class__
         return live if rows is None else self._own(live)
+
+    def _unmet(self, run: Run, site: Site, port: Port, number: int) -> NoReturn:
+        """The visit has not come."""
+        self.want = None
+        raise NotReachedError(run._missed(site, port, number))
 
     def _past(self, site: Site, port: Port, number: int) -> Any:
         """What came after the last step of a loop that saw the model end can still be read."""

@@ -1,0 +1,53 @@
+/* What Python can call. */
+
+#include "quick.h"
+
+/* What a class can have as a method: it is called with the instance before its arguments. */
+static PyObject *method(PyObject *module, PyObject *function) { return PyInstanceMethod_New(function); }
+
+static PyMethodDef methods[] = {
+    {"learn", (PyCFunction)(void (*)(void))learn, METH_VARARGS | METH_KEYWORDS,
+     "Be told the classes and functions of Python that all else here works with."},
+    {"get_output", get_output, METH_O, "The output of an envoy, as `Envoy.output` gives it."},
+    {"set_output", (PyCFunction)(void (*)(void))set_output, METH_FASTCALL, "Replace the output of an envoy."},
+    {"get_input", get_input, METH_O, "The input of an envoy, as `Envoy.input` gives it."},
+    {"set_attr", (PyCFunction)(void (*)(void))set_attr, METH_FASTCALL, "Assign to an attribute of an envoy."},
+    {"ask", (PyCFunction)(void (*)(void))run_ask, METH_FASTCALL, "Run a model until it reaches a visit."},
+    {"resume", switch_resume, METH_O, "Run the function of a switch until it pauses or ends."},
+    {"pause", switch_pause, METH_O, "Hand the turn back."},
+    {"worker_ask", (PyCFunction)(void (*)(void))worker_ask, METH_FASTCALL, "Wait until a model reaches a visit."},
+    {"turns", (PyCFunction)(void (*)(void))schedule_turns, METH_FASTCALL, "Resume workers, until none can go on."},
+    {"reached", (PyCFunction)(void (*)(void))schedule_reached, METH_FASTCALL, "Resume the workers that wait for a visit."},
+    {"seen", (PyCFunction)(void (*)(void))run_seen, METH_FASTCALL, "How often a model has passed a port of a site."},
+    {"count", (PyCFunction)(void (*)(void))count_all, METH_FASTCALL, "Count what has been noted; returns the counts."},
+    {"place", (PyCFunction)(void (*)(void))place, METH_FASTCALL,
+     "Put each value under a key of its dictionary, where nothing stands."},
+    {"displace", (PyCFunction)(void (*)(void))displace, METH_FASTCALL,
+     "Take each value away from under a key of its dictionary, and leave what is something else."},
+    {"ambient", ambient, METH_NOARGS, "This thread's state now."},
+    {"method", method, METH_O, "A function of this module as a method of a class."},
+    {NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "interlace._quick",
+    .m_doc = "The ordinary case of a module's call and of a request.",
+    .m_size = -1,
+    .m_methods = methods,
+};
+
+#pragma GCC visibility pop
+
+PyMODINIT_FUNC PyInit__quick(void)
+{
+    if (begin() < 0 || PyType_Ready(&LineType) < 0 || PyType_Ready(&ReportType) < 0)
+        return NULL;
+    PyObject *module = PyModule_Create(&definition);
+    if (module == NULL || PyModule_AddObjectRef(module, "Line", (PyObject *)&LineType) < 0 ||
+        PyModule_AddObjectRef(module, "Report", (PyObject *)&ReportType) < 0) {
+        Py_XDECREF(module);
+        return NULL;
+    }
+    return module;
+}

@@ -1,0 +1,186 @@
+/* The ordinary case of a module's call and of a request, in C: what its files know of each other, and of Python.
+
+   Everything here is written in Python too, and Python has the last word: whatever is not the ordinary case is handed
+   to it before anything was changed. What the ordinary case is stands at the top of each function. Objects are the
+   ones of Python; `learn` is told their classes, and finds where these keep their attributes.
+
+   learn.c     what is told of the classes and functions of Python
+   turns.c     two stacks take turns, each with torch's state of its own
+   run.c       a run: what has passed, the model's arrival at a visit, the block's request for one
+   tap.c       what runs in place of a module's call
+   blocks.c    one block of several: its request, its turn, its rows
+   request.c   an envoy's output and input, read and written
+   module.c    what Python can call */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <frameobject.h>
+#include <structmember.h>
+
+#pragma GCC visibility push(hidden)
+
+typedef Py_ssize_t Slot;
+
+#define ORDINARY 1
+#define OTHER 0
+#define FAILED (-1)
+
+/* -- what is known of the classes of Python ------------------------------------------------------------------------ */
+
+#define CLASSES(X) \
+    X(Run) X(Edited) X(Served) X(Tally) X(Switch) X(Home) X(Visit) X(Site) X(Opened) X(Tensor) X(Everything) \
+    X(Worker) X(Schedule) X(RowVisit) X(Piece) X(Rows)
+
+#define SLOTS(X) \
+    X(Run, tally) X(Run, live) X(Run, side) X(Run, switch) X(Run, passing) X(Run, watchers) X(Run, recorders) \
+    X(Run, pending) X(Run, kinds) X(Run, reads) X(Run, changes) X(Run, _starts) X(Run, _ends) X(Run, _asked) \
+    X(Run, _wanted) X(Run, _site) X(Run, stopped) X(Served, begun) \
+    X(Tally, stack) X(Tally, before) X(Tally, after) X(Tally, entered) X(Tally, left) \
+    X(Switch, _ambient) X(Switch, _home) X(Switch, _level) X(Switch, _resumer) X(Switch, _token) X(Switch, _worker) \
+    X(Switch, done) X(Switch, ending) X(Switch, error) X(Switch, carries) X(Switch, _context) \
+    X(Home, abandoned) X(Home, idle) X(Home, ident) X(Home, parked) \
+    X(Visit, args) X(Visit, key) X(Visit, kwargs) X(Visit, number) X(Visit, port) X(Visit, result) X(Visit, skipped) \
+    X(Site, key) X(Opened, code) X(Opened, trace) X(Opened, before) \
+    X(Worker, rows) X(Worker, place) X(Worker, side) X(Worker, want) X(Worker, pending) X(Worker, tells) \
+    X(Worker, switch) X(Worker, pause) X(Worker, _view) X(Worker, _schedule) X(Worker, _coverage) X(Worker, _ended) \
+    X(Schedule, live) X(Schedule, views) X(Schedule, over) X(Schedule, error) X(Schedule, run) \
+    X(Schedule, _expected) X(Schedule, _waiting) X(Schedule, _held) X(Schedule, _skips) X(Schedule, _ahead) \
+    X(RowVisit, visit) X(RowVisit, rows) X(RowVisit, pieces) \
+    X(Piece, rows) X(Piece, whole) X(Piece, value) X(Piece, _marks) X(Rows, start) X(Rows, size) X(Rows, total)
+
+#define OBJECTS(X) \
+    X(RunEnded) X(getcurrent) X(gettrace) X(TURN) X(here) X(operators) X(visit) X(remember) X(replace) \
+    X(ambient_read) X(ambient_swap) X(grad) X(set_grad) X(inference) X(autocast) X(functions) X(dispatches) \
+    X(hooks) X(transform) X(forward_grad) X(cuda) X(get_output) X(set_output) X(get_input) X(set_attr) X(seen) \
+    X(ask) X(resume) X(pause) X(NotReached) X(OrderError) X(property) X(config) X(worker_ask) X(turns) X(reached) \
+    X(join) X(splice)
+
+#define NAMES(X) \
+    X(_tree) X(_open) X(_fused) X(_site) X(_path) X(_run) X(_steps) X(_visit) X(current) X(number) X(switch) \
+    X(tracing) X(gr_context) X(parent) X(job) X(_initialized) X(forward) X(count) X(reach) X(leave) X(broke) \
+    X(_record) X(_arrive) X(nothing_came) X(recalled) X(_unreached) X(_meet) X(_start) X(_take_turn) X(add) \
+    X(ask) X(port) X(result) X(args) X(reads) X(output) X(input) X(requires_grad) X(shape) X(dtype) X(device) \
+    X(checks) X(data_ptr) X(edited) X(shares) X(note) X(_report) X(_unmet) X(_tell) X(_release) X(_skip_all) \
+    X(_forward_hooks) X(_forward_pre_hooks) X(_backward_hooks) X(_backward_pre_hooks)
+
+#define DECLARE_CLASS(name) extern PyTypeObject *name;
+#define DECLARE_SLOT(class, name) extern Slot class##_##name;
+#define DECLARE_OBJECT(name) extern PyObject *py_##name;
+#define DECLARE_NAME(name) extern PyObject *s_##name;
+CLASSES(DECLARE_CLASS)
+SLOTS(DECLARE_SLOT)
+OBJECTS(DECLARE_OBJECT)
+NAMES(DECLARE_NAME)
+
+extern PyObject *zero, *result_suffix; /* 0 and ".output" */
+extern int learned; /* whether all of that was told */
+
+static inline PyObject **slot_of(PyObject *object, Slot slot) { return (PyObject **)((char *)object + slot); }
+
+/* What a slot holds, borrowed; NULL where nothing was assigned. */
+static inline PyObject *peek(PyObject *object, Slot slot) { return *slot_of(object, slot); }
+
+/* Let a slot hold `value`, whose reference is taken over. */
+static inline void put(PyObject *object, Slot slot, PyObject *value)
+{
+    PyObject **at = slot_of(object, slot), *old = *at;
+    *at = value;
+    Py_XDECREF(old);
+}
+
+#define PEEK(object, class, name) peek(object, class##_##name)
+#define PUT(object, class, name, value) put(object, class##_##name, value)
+
+static inline PyObject *new_ref(PyObject *object)
+{
+    Py_INCREF(object);
+    return object;
+}
+
+static inline int equal(PyObject *one, PyObject *other)
+{
+    return one == other ? 1 : PyObject_RichCompareBool(one, other, Py_EQ);
+}
+
+static inline int contains(PyObject *keys, PyObject *key)
+{
+    return PySet_CheckExact(keys) ? PySet_Contains(keys, key) : PySequence_Contains(keys, key);
+}
+
+/* The truth of what a function without arguments returns. */
+static inline int truth(PyObject *function)
+{
+    PyObject *found = PyObject_CallNoArgs(function);
+    if (found == NULL)
+        return FAILED;
+    int is = PyObject_IsTrue(found);
+    Py_DECREF(found);
+    return is;
+}
+
+/* Whether a function gives None. */
+static inline int gives_none(PyObject *found)
+{
+    if (found == NULL)
+        return FAILED;
+    Py_DECREF(found);
+    return found == Py_None;
+}
+
+static inline int no_hooks(void) { return gives_none(PyObject_CallOneArg(py_hooks, Py_True)); }
+
+/* -- what the files have for each other ---------------------------------------------------------------------------- */
+
+/* learn.c */
+int begin(void);
+
+/* turns.c */
+PyObject *ambient_now(void);
+int may_resume(PyObject *turns);
+int take_turn(PyObject *turns);
+int resume(PyObject *turns);
+int may_pause(PyObject *turns);
+int pause_here(PyObject *turns);
+
+/* run.c */
+long passed(PyObject *run, PyObject *key, PyObject *port);
+int is_run(PyObject *run);
+int is_site(PyObject *site);
+int is_port(PyObject *port);
+int is_live(PyObject *live, PyObject *key, PyObject *number, PyObject *port);
+int ask(PyObject *run, PyObject *site, PyObject *port, PyObject *number, PyObject **found);
+PyObject *reach(PyObject *stack, PyObject *tally, PyObject *key, PyObject *inner, PyObject *args, PyObject *kwargs);
+PyObject *leave(PyObject *stack, PyObject *key, PyObject *args, PyObject *kwargs, PyObject *result);
+void broke(PyObject *stack, PyObject *key);
+
+/* blocks.c */
+int block_ask(PyObject *worker, PyObject *site, PyObject *port, PyObject *number, PyObject **found);
+int are_rows(PyObject *view);
+PyObject *rows_read(PyObject *view);
+int rows_replace(PyObject *view, PyObject *value, int checked);
+int rows_put(PyObject *view, PyObject *value);
+
+/* request.c */
+int agree(PyObject *one, PyObject *other, PyObject *name);
+
+/* tap.c */
+extern PyTypeObject LineType, ReportType;
+
+/* -- what Python can call: module.c says what each does ------------------------------------------------------------ */
+
+PyObject *learn(PyObject *module, PyObject *args, PyObject *told);
+PyObject *ambient(PyObject *module, PyObject *nothing);
+PyObject *switch_resume(PyObject *module, PyObject *turns);
+PyObject *switch_pause(PyObject *module, PyObject *turns);
+PyObject *run_ask(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *run_seen(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *count_all(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *worker_ask(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *schedule_turns(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *schedule_reached(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *place(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *displace(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *get_output(PyObject *module, PyObject *envoy);
+PyObject *get_input(PyObject *module, PyObject *envoy);
+PyObject *set_output(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *set_attr(PyObject *module, PyObject *const *args, Py_ssize_t size);

@@ -1,0 +1,288 @@
+/* The block's side: `Tree.trace_at`, `Trace._visit`, and the output and input of an envoy. */
+
+#include "quick.h"
+
+/* What a weak reference leads to; NULL, without an error, where that is gone. */
+static PyObject *deref(PyObject *weak)
+{
+    PyObject *found = PyObject_CallNoArgs(weak);
+    if (found == Py_None)
+        Py_CLEAR(found);
+    return found;
+}
+
+/* Ordinary: a frame outward from the asker's has a trace open, and no operator written in Python stands between. */
+static int find_trace(PyObject *tree, PyObject **trace)
+{
+    PyObject *open = PyObject_GetAttr(tree, s__open);
+    if (open == NULL)
+        return FAILED;
+    int found = OTHER;
+    PyFrameObject *frame = PyDict_CheckExact(open) && PyDict_GET_SIZE(open) ? PyEval_GetFrame() : NULL;
+    Py_XINCREF(frame);
+    while (frame != NULL && found == OTHER) {
+        PyObject *code = (PyObject *)PyFrame_GetCode(frame), *id = PyLong_FromVoidPtr(frame), *opened = NULL;
+        if (id == NULL || ((opened = PyDict_GetItemWithError(open, id)) == NULL && PyErr_Occurred()))
+            found = FAILED;
+        for (; found == OTHER && opened != NULL && Py_TYPE(opened) == Opened; opened = PEEK(opened, Opened, before)) {
+            if (PEEK(opened, Opened, code) != code)
+                continue;
+            if ((*trace = deref(PEEK(opened, Opened, trace))) != NULL)
+                found = ORDINARY;
+            else if (PyErr_Occurred())
+                found = FAILED;
+        }
+        int inside = found == OTHER ? PySet_Contains(py_operators, ((PyCodeObject *)code)->co_filename) : 0;
+        Py_XDECREF(id);
+        Py_DECREF(code);
+        if (inside) {
+            found = inside < 0 ? FAILED : OTHER;
+            break;
+        }
+        if (found == OTHER)
+            Py_SETREF(frame, PyFrame_GetBack(frame));
+    }
+    Py_XDECREF(frame);
+    Py_DECREF(open);
+    return found;
+}
+
+/* The visit that a request means now, which depends on the step that a loop is in. */
+static PyObject *number_now(PyObject *trace, PyObject *site, PyObject *port)
+{
+    PyObject *steps = PyObject_GetAttr(trace, s__steps), *current, *number = NULL;
+    if (steps == NULL)
+        return NULL;
+    if (steps == Py_None) {
+        Py_DECREF(steps);
+        return new_ref(zero);
+    }
+    current = PyObject_GetAttr(steps, s_current);
+    if (current != NULL)
+        number = current == Py_None ? new_ref(zero) : PyObject_CallMethodObjArgs(steps, s_number, site, port, NULL);
+    Py_XDECREF(current);
+    Py_DECREF(steps);
+    return number;
+}
+
+/* Let the error that is under way say more of why a site was not reached, where more is known. */
+static void explain(PyObject *trace, PyObject *site)
+{
+    if (!PyErr_ExceptionMatches(py_NotReached))
+        return;
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    PyObject *done = PyObject_CallMethodObjArgs(trace, s__unreached, value, site, NULL);
+    if (done != NULL)
+        PyErr_Restore(type, value, traceback);
+    else {
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(traceback);
+    }
+    Py_XDECREF(done);
+}
+
+/* A visit that has passed, where a backward can still name it; else the error that is under way, or one that says
+   more. */
+static int recall(PyObject *trace, PyObject *site, PyObject *port, PyObject *number, PyObject **found)
+{
+    PyObject *type, *value, *traceback, *tree, *frame = (PyObject *)PyEval_GetFrame();
+    PyErr_Fetch(&type, &value, &traceback);
+    tree = PyObject_GetAttr(trace, s__tree);
+    *found = tree == NULL ? NULL
+                          : PyObject_CallMethodObjArgs(
+                                tree, s_recalled, frame == NULL ? Py_None : frame, site, port, number, NULL);
+    Py_XDECREF(tree);
+    if (*found == Py_None) {
+        Py_CLEAR(*found);
+        PyErr_Restore(type, value, traceback);
+        return FAILED;
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+    return *found == NULL ? FAILED : ORDINARY;
+}
+
+/* The visit that a request made now means. Ordinary: the trace serves one block, and its run has begun. */
+static int visit_of(PyObject *envoy, PyObject *port, PyObject **found)
+{
+    int plain = FAILED;
+    PyObject *trace = NULL, *run = NULL, *site = NULL, *own = NULL, *number = NULL;
+    PyObject *tree = PyObject_GetAttr(envoy, s__tree), *fused = tree == NULL ? NULL : PyObject_GetAttr(envoy, s__fused);
+    if (fused == NULL)
+        goto over;
+    plain = fused == Py_False ? find_trace(tree, &trace) : OTHER;
+    if (plain != ORDINARY)
+        goto over;
+    plain = FAILED;
+    if ((own = PyObject_GetAttr((PyObject *)Py_TYPE(trace), s__visit)) == NULL ||
+        (run = PyObject_GetAttr(trace, s__run)) == NULL || (site = PyObject_GetAttr(envoy, s__site)) == NULL)
+        goto over;
+    int block = PyObject_TypeCheck(run, Worker); /* one of several */
+    if (own != py_visit || !is_site(site) || !(block || is_run(run))) {
+        plain = OTHER;
+        goto over;
+    }
+    if ((number = number_now(trace, site, port)) == NULL)
+        goto over;
+    if (block) {
+        plain = block_ask(run, site, port, number, found);
+        if (plain == OTHER) {
+            *found = PyObject_CallMethodObjArgs(run, s_ask, site, port, number, NULL);
+            plain = *found != NULL ? ORDINARY : FAILED;
+        }
+    } else
+        plain = ask(run, site, port, number, found);
+    if (plain < 0 && PyErr_ExceptionMatches(py_OrderError)) {
+        plain = recall(trace, site, port, number, found);
+        goto over;
+    }
+    if (plain < 0)
+        explain(trace, site);
+    if (plain == ORDINARY && port == s_input) {
+        PyObject *side = PyObject_GetAttr(*found, s_port), *reads = NULL, *done = side;
+        if (side == s_output) {
+            reads = PyObject_GetAttr(run, s_reads);
+            done = reads == NULL ? NULL : PyObject_CallFunctionObjArgs(py_remember, reads, *found, port, NULL);
+            Py_DECREF(side);
+        }
+        Py_XDECREF(reads);
+        Py_XDECREF(done);
+        if (done == NULL) {
+            Py_CLEAR(*found);
+            plain = FAILED;
+        }
+    }
+over:
+    Py_XDECREF(number);
+    Py_XDECREF(trace);
+    Py_XDECREF(run);
+    Py_XDECREF(site);
+    Py_XDECREF(own);
+    Py_XDECREF(tree);
+    Py_XDECREF(fused);
+    return plain;
+}
+
+/* What an output is, as the block has it. */
+static PyObject *result_of(PyObject *visit)
+{
+    if (Py_TYPE(visit) == Visit)
+        return new_ref(PEEK(visit, Visit, result));
+    return are_rows(visit) ? rows_read(visit) : PyObject_GetAttr(visit, s_result);
+}
+
+PyObject *get_output(PyObject *module, PyObject *envoy)
+{
+    PyObject *visit = NULL, *given = NULL;
+    int plain = visit_of(envoy, s_output, &visit);
+    if (plain == OTHER)
+        return PyObject_CallOneArg(py_get_output, envoy);
+    if (plain == ORDINARY)
+        given = result_of(visit);
+    Py_XDECREF(visit);
+    return given;
+}
+
+PyObject *get_input(PyObject *module, PyObject *envoy)
+{
+    PyObject *visit = NULL, *given = NULL;
+    int plain = visit_of(envoy, s_input, &visit);
+    if (plain == ORDINARY) {
+        PyObject *args = PyObject_GetAttr(visit, s_args);
+        if (args != NULL && PyTuple_CheckExact(args) && PyTuple_GET_SIZE(args))
+            given = new_ref(PyTuple_GET_ITEM(args, 0));
+        else if (args != NULL)
+            plain = OTHER;
+        Py_XDECREF(args);
+    }
+    Py_XDECREF(visit);
+    return plain == OTHER ? PyObject_CallOneArg(py_get_input, envoy) : given;
+}
+
+/* Whether an attribute of two tensors is the same. */
+int agree(PyObject *one, PyObject *other, PyObject *name)
+{
+    PyObject *first = PyObject_GetAttr(one, name), *second = first == NULL ? NULL : PyObject_GetAttr(other, name);
+    int same = second == NULL ? FAILED : equal(first, second);
+    Py_XDECREF(first);
+    Py_XDECREF(second);
+    return same;
+}
+
+/* Whether what is written is checked. */
+static int is_checked(void)
+{
+    PyObject *checks = PyObject_GetAttr(py_config, s_checks);
+    Py_XDECREF(checks);
+    return checks == NULL ? FAILED : checks != Py_False;
+}
+
+/* What the model goes on with where `old` stood. Ordinary: a tensor, like the one that stood there where writes are
+   checked; `writes.replace` says the rest. */
+static PyObject *replacement(PyObject *envoy, PyObject *old, PyObject *value, int checked)
+{
+    int alike = Py_TYPE(value) == Tensor && (!checked || Py_TYPE(old) == Tensor);
+    PyObject *each[] = {s_shape, s_dtype, s_device};
+    for (size_t at = 0; checked && alike == 1 && at < sizeof each / sizeof *each; at++)
+        alike = agree(value, old, each[at]);
+    if (alike)
+        return alike < 0 ? NULL : new_ref(value);
+    PyObject *path = PyObject_GetAttr(envoy, s__path), *new = NULL;
+    if (path != NULL)
+        new = PyObject_CallFunctionObjArgs(py_replace, old, value, path, result_suffix, NULL);
+    Py_XDECREF(path);
+    return new;
+}
+
+/* Let the model go on with a value where an output stands. */
+static int write_result(PyObject *envoy, PyObject *visit, PyObject *value)
+{
+    int checked = is_checked(), rows = are_rows(visit);
+    int plain = checked < 0 ? FAILED : rows ? rows_replace(visit, value, checked) : OTHER;
+    if (plain != OTHER)
+        return plain < 0 ? FAILED : 0;
+    PyObject *old = result_of(visit), *new = old == NULL ? NULL : replacement(envoy, old, value, checked);
+    int failed = new == NULL ? FAILED : 0;
+    if (new != NULL && Py_TYPE(visit) == Visit)
+        PUT(visit, Visit, result, new_ref(new));
+    else if (new != NULL)
+        failed = rows ? rows_put(visit, new) : PyObject_SetAttr(visit, s_result, new);
+    Py_XDECREF(old);
+    Py_XDECREF(new);
+    return failed;
+}
+
+PyObject *set_output(PyObject *module, PyObject *const *args, Py_ssize_t size)
+{
+    PyObject *visit = NULL;
+    if (size != 2) {
+        PyErr_SetString(PyExc_TypeError, "an envoy and a value are wanted");
+        return NULL;
+    }
+    int plain = visit_of(args[0], s_output, &visit);
+    if (plain == OTHER)
+        return PyObject_Vectorcall(py_set_output, args, 2, NULL);
+    int failed = plain < 0 ? FAILED : write_result(args[0], visit, args[1]);
+    Py_XDECREF(visit);
+    return failed ? NULL : new_ref(Py_None);
+}
+
+/* Ordinary: the output of an envoy whose class hides nothing. */
+PyObject *set_attr(PyObject *module, PyObject *const *args, Py_ssize_t size)
+{
+    if (size == 3 && args[1] == s_output) {
+        PyObject *own = PyObject_GetAttr((PyObject *)Py_TYPE(args[0]), s_output);
+        Py_XDECREF(own);
+        if (own == NULL)
+            return NULL;
+        if (own == py_property) {
+            PyObject *pair[] = {args[0], args[2]};
+            return set_output(module, pair, 2);
+        }
+    }
+    return PyObject_Vectorcall(py_set_attr, args, size, NULL);
+}

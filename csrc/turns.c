@@ -1,0 +1,225 @@
+/* Two stacks take turns, each with torch's state of its own. */
+
+#include "quick.h"
+
+/* -- torch's ambient state: `ambient.read` and `ambient.swap` ------------------------------------------------------ */
+
+/* Whether all but grad mode is at rest. */
+static int at_rest(void)
+{
+    PyObject *each[] = {py_inference, py_autocast, py_functions, py_dispatches};
+    for (size_t at = 0; at < sizeof each / sizeof *each; at++) {
+        int is = truth(each[at]);
+        if (is)
+            return is < 0 ? FAILED : 0;
+    }
+    int none = no_hooks();
+    if (none != 1 || py_cuda == Py_None)
+        return none;
+    PyObject *begun = PyObject_GetAttr(py_cuda, s__initialized);
+    int is = begun == NULL ? FAILED : PyObject_IsTrue(begun);
+    Py_XDECREF(begun);
+    return is < 0 ? FAILED : !is;
+}
+
+PyObject *ambient_now(void)
+{
+    int rests = at_rest();
+    return rests < 0 ? NULL : PyObject_CallNoArgs(rests ? py_grad : py_ambient_read);
+}
+
+PyObject *ambient(PyObject *module, PyObject *nothing) { return ambient_now(); }
+
+/* Replace one state by another, where they differ. */
+static int ambient_swap(PyObject *now, PyObject *then)
+{
+    int same = equal(now, then);
+    if (same)
+        return same < 0 ? FAILED : 0;
+    PyObject *done = PyBool_Check(now) && PyBool_Check(then)
+                         ? PyObject_CallOneArg(py_set_grad, then)
+                         : PyObject_CallFunctionObjArgs(py_ambient_swap, now, then, NULL);
+    Py_XDECREF(done);
+    return done == NULL ? FAILED : 0;
+}
+
+/* -- the two sides take turns: `Switch.resume` and `Switch.pause` -------------------------------------------------- */
+
+/* Ordinary: nothing was abandoned, and nobody traces, which Python must see to. */
+int may_resume(PyObject *turns)
+{
+    Py_ssize_t abandoned = PyObject_Size(PEEK(PEEK(turns, Switch, _home), Home, abandoned));
+    if (abandoned)
+        return abandoned < 0 ? FAILED : OTHER;
+    return gives_none(PyObject_CallNoArgs(py_gettrace));
+}
+
+/* Whether a home is that of the thread which asks. */
+static int is_home(PyObject *home)
+{
+    unsigned long ident = PyLong_AsUnsignedLong(PEEK(home, Home, ident));
+    return PyErr_Occurred() ? FAILED : ident == PyThread_get_thread_ident();
+}
+
+/* Give an idle stack its job. */
+static int start(PyObject *turns, PyObject *worker, PyObject *me)
+{
+    if (PyObject_SetAttr(worker, s_parent, me) < 0 || PyObject_SetAttr(worker, s_job, turns) < 0 ||
+        PyObject_SetAttr(worker, s_tracing, PEEK(turns, Switch, carries)) < 0 ||
+        PyObject_SetAttr(worker, s_gr_context, PEEK(turns, Switch, _context)) < 0)
+        return FAILED;
+    PUT(turns, Switch, carries, new_ref(Py_None));
+    PUT(turns, Switch, _context, new_ref(Py_None));
+    PUT(turns, Switch, _resumer, new_ref(me));
+    PUT(turns, Switch, _worker, new_ref(worker));
+    return 0;
+}
+
+/* Make the stack ready to be switched to. An error leaves all as it was. */
+int take_turn(PyObject *turns)
+{
+    PyObject *home = PEEK(turns, Switch, _home), *parked = PEEK(home, Home, parked), *done = NULL;
+    PyObject *me = PyObject_CallNoArgs(py_getcurrent);
+    if (me == NULL)
+        return FAILED;
+    PyObject *idle = PEEK(home, Home, idle);
+    Py_ssize_t waiting = PyList_GET_SIZE(idle);
+    if (PEEK(turns, Switch, _worker) == Py_None && PEEK(turns, Switch, _resumer) == Py_None && waiting &&
+        is_home(home) == 1) {
+        PyObject *worker = new_ref(PyList_GET_ITEM(idle, waiting - 1));
+        if (PyList_SetSlice(idle, waiting - 1, waiting, NULL) == 0 && start(turns, worker, me) == 0)
+            done = new_ref(Py_None);
+        Py_DECREF(worker);
+        goto over;
+    }
+    if (PyErr_Occurred())
+        goto over;
+    if (me != PEEK(turns, Switch, _resumer)) {
+        done = PyObject_CallMethodOneArg(turns, s__meet, me);
+        if (done == NULL)
+            goto over;
+        Py_DECREF(done);
+    }
+    Py_ssize_t size = PyList_GET_SIZE(parked);
+    if (PEEK(turns, Switch, _worker) == Py_None)
+        done = PyObject_CallMethodObjArgs(turns, s__start, home, me, NULL);
+    else if (size && PyList_GET_ITEM(parked, size - 1) == PEEK(turns, Switch, _token))
+        done = PyList_SetSlice(parked, size - 1, size, NULL) < 0 ? NULL : new_ref(Py_None);
+    else
+        done = PyObject_CallMethodObjArgs(turns, s__take_turn, parked, PEEK(turns, Switch, _worker), NULL);
+over:
+    Py_XDECREF(done);
+    Py_DECREF(me);
+    return done == NULL ? FAILED : 0;
+}
+
+/* Make a state this thread's; `was` is what it was, unless it could not be read. */
+static int become(PyObject *then, PyObject **was)
+{
+    *was = ambient_now();
+    return *was == NULL ? FAILED : ambient_swap(*was, then);
+}
+
+/* Give the block's side its own state back, and keep that of the other side if it was there. An error that is under way
+   stays, unless an interrupt comes in between. */
+static int change_back(PyObject *turns, PyObject *mine, int was_there)
+{
+    PyObject *type, *value, *traceback, *now, *again;
+    PyErr_Fetch(&type, &value, &traceback);
+    int failed = become(mine, &now);
+    if (now != NULL && was_there)
+        PUT(turns, Switch, _ambient, new_ref(now));
+    Py_XDECREF(now);
+    if (failed) {
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(traceback);
+        PyErr_Fetch(&type, &value, &traceback);
+        if (become(mine, &again) < 0)
+            PyErr_Clear();
+        Py_XDECREF(again);
+    }
+    if (type == NULL)
+        return 0;
+    PyErr_Restore(type, value, traceback);
+    return FAILED;
+}
+
+/* Run the function until it pauses or ends; called after `take_turn`. */
+int resume(PyObject *turns)
+{
+    int failed = FAILED;
+    PyObject *parked = PEEK(PEEK(turns, Switch, _home), Home, parked);
+    PyObject *worker = new_ref(PEEK(turns, Switch, _worker)), *mine = ambient_now();
+    if (mine == NULL)
+        goto over;
+    int there = ambient_swap(mine, PEEK(turns, Switch, _ambient)) == 0;
+    if (there) {
+        PyObject *came = PyObject_CallMethodNoArgs(worker, s_switch);
+        /* A greenlet that the model switched to has ended here, and what it returned is the model's. */
+        while (came != NULL && came != py_TURN && PEEK(turns, Switch, done) != Py_True) {
+            PyObject *again = PyObject_CallMethodOneArg(worker, s_switch, came);
+            Py_DECREF(came);
+            came = again;
+        }
+        Py_XDECREF(came);
+    }
+    if (change_back(turns, mine, there) < 0)
+        goto over;
+    if (PEEK(turns, Switch, done) == Py_True) {
+        PUT(turns, Switch, _worker, new_ref(Py_None));
+        PUT(turns, Switch, _resumer, new_ref(Py_None));
+        failed = PyObject_SetAttr(worker, s_gr_context, Py_None);
+    } else
+        failed = PyList_Append(parked, PEEK(turns, Switch, _token));
+over:
+    Py_DECREF(worker);
+    Py_XDECREF(mine);
+    return failed;
+}
+
+/* Ordinary: no transform of torch.func is under way. */
+int may_pause(PyObject *turns)
+{
+    if (PEEK(turns, Switch, _resumer) == Py_None)
+        return OTHER;
+    int rests = equal(PEEK(turns, Switch, _level), zero);
+    return rests != 1 ? rests : gives_none(PyObject_CallNoArgs(py_transform));
+}
+
+int pause_here(PyObject *turns)
+{
+    PyObject *resumer = new_ref(PEEK(turns, Switch, _resumer));
+    PyObject *came = PyObject_CallMethodNoArgs(resumer, s_switch);
+    Py_DECREF(resumer);
+    if (came == NULL)
+        return FAILED;
+    Py_DECREF(came);
+    if (PEEK(turns, Switch, ending) != Py_True)
+        return 0;
+    PyErr_SetNone(py_RunEnded);
+    return FAILED;
+}
+
+/* Whether it is a switch, made to the end. */
+static int is_switch(PyObject *turns) { return PyObject_TypeCheck(turns, Switch) && PEEK(turns, Switch, error) != NULL; }
+
+PyObject *switch_resume(PyObject *module, PyObject *turns)
+{
+    int plain = is_switch(turns) ? may_resume(turns) : OTHER;
+    if (plain == OTHER)
+        return PyObject_CallOneArg(py_resume, turns);
+    if (plain < 0 || take_turn(turns) < 0 || resume(turns) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+PyObject *switch_pause(PyObject *module, PyObject *turns)
+{
+    int plain = is_switch(turns) && PEEK(turns, Switch, ending) == Py_False ? may_pause(turns) : OTHER;
+    if (plain == OTHER)
+        return PyObject_CallOneArg(py_pause, turns);
+    if (plain < 0 || pause_here(turns) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
