@@ -135,6 +135,20 @@ int rows_put(PyObject *view, PyObject *value)
 
 /* -- and what becomes of them -------------------------------------------------------------------------------------- */
 
+/* Ordinary: rows that were handed out as a view still are one, and need no gradients. */
+static int is_view(PyObject *mark)
+{
+    PyObject *own = PyTuple_GET_ITEM(mark, 0), *address;
+    if (Py_TYPE(own) != Tensor)
+        return OTHER;
+    int needs = truth_of(PyObject_GetAttr(own, s_requires_grad));
+    if (needs || (address = PyObject_CallMethodNoArgs(own, s_data_ptr)) == NULL)
+        return needs == 1 ? OTHER : FAILED;
+    int same = equal(address, PyTuple_GET_ITEM(mark, 2));
+    Py_DECREF(address);
+    return same;
+}
+
 /* Whether what stands where a prompt's rows of a tensor were is something that the model does not have yet. */
 static int is_touched(PyObject *piece)
 {
@@ -148,59 +162,89 @@ static int is_touched(PyObject *piece)
     Py_DECREF(key);
     if (mark == NULL || PyTuple_GET_ITEM(mark, 0) != value)
         return PyErr_Occurred() ? FAILED : 1;
-    PyObject *edited = PyObject_CallMethodNoArgs(piece, s_edited);
-    int is = edited == NULL ? FAILED : PyObject_IsTrue(edited);
-    Py_XDECREF(edited);
-    return is;
+    int plain = PyTuple_GET_ITEM(mark, 1) == zero ? is_view(mark) : OTHER;
+    return plain == OTHER ? truth_of(PyObject_CallMethodNoArgs(piece, s_edited)) : plain < 0 ? FAILED : 0;
 }
 
-/* Whether all that prompts have of a visit is of its output, which is a tensor. */
-static int are_tensors(PyObject *views)
+/* Append the rows of a tensor from one on to another. */
+static int append_rows(PyObject *parts, PyObject *whole, PyObject *from, PyObject *to)
 {
-    for (Py_ssize_t at = 0; at < PyList_GET_SIZE(views); at++) {
-        PyObject *view = PyList_GET_ITEM(views, at), *piece;
-        if (!are_rows(view) || PyDict_GET_SIZE(PEEK(view, RowVisit, pieces)) > 1)
-            return OTHER;
-        piece = piece_of(view);
-        if (piece == NULL ? PyErr_Occurred() || PyDict_GET_SIZE(PEEK(view, RowVisit, pieces))
-                          : Py_TYPE(PEEK(piece, Piece, whole)) != Tensor)
-            return PyErr_Occurred() ? FAILED : OTHER;
-    }
-    return ORDINARY;
+    PyObject *slice = PySlice_New(from, to, NULL), *own = slice == NULL ? NULL : PyObject_GetItem(whole, slice);
+    int failed = own == NULL ? FAILED : PyList_Append(parts, own);
+    Py_XDECREF(slice);
+    Py_XDECREF(own);
+    return failed;
 }
 
-/* Hand the rows of all prompts back to the model. Ordinary: they are of its output, which is a tensor. */
+/* Append what a prompt has made of its rows, and before it the rows up to there. Ordinary: it comes after what is there
+   already, which ends at `at`. */
+static int append_piece(PyObject *parts, PyObject *whole, PyObject *piece, PyObject **at)
+{
+    PyObject *rows = PEEK(piece, Piece, rows), *start = PEEK(rows, Rows, start), *end;
+    int plain = PEEK(piece, Piece, whole) == whole && Py_TYPE(PEEK(piece, Piece, value)) == Tensor
+                    ? has_rows(rows, whole)
+                    : OTHER;
+    if (plain == 1)
+        plain = PyObject_RichCompareBool(start, *at, Py_GE);
+    if (plain != 1 || (end = PyNumber_Add(start, PEEK(rows, Rows, size))) == NULL)
+        return plain == 1 ? FAILED : plain;
+    int before = equal(start, *at) == 1 ? 0 : append_rows(parts, whole, *at, start);
+    int failed = before < 0 ? FAILED : PyList_Append(parts, PEEK(piece, Piece, value));
+    Py_SETREF(*at, end);
+    return failed < 0 ? FAILED : ORDINARY;
+}
+
+/* The parts that an output is to be made of, in order; none where nobody has changed it. Ordinary: it is a tensor with
+   rows, and prompts have nothing else of the visit. */
+static int append_parts(PyObject *parts, PyObject *whole, PyObject *views)
+{
+    PyObject *at = new_ref(zero), *total = NULL;
+    int plain = Py_TYPE(whole) == Tensor;
+    for (Py_ssize_t which = 0; plain == ORDINARY && which < PyList_GET_SIZE(views); which++) {
+        PyObject *view = PyList_GET_ITEM(views, which), *piece = are_rows(view) ? piece_of(view) : NULL;
+        if (PyErr_Occurred())
+            plain = FAILED;
+        else if (!are_rows(view) || PyDict_GET_SIZE(PEEK(view, RowVisit, pieces)) != (piece != NULL))
+            plain = OTHER;
+        else if (piece != NULL && Py_TYPE(PEEK(piece, Piece, whole)) != Tensor)
+            plain = OTHER;
+        else if (piece != NULL) {
+            int touched = is_touched(piece);
+            plain = touched == 1 ? append_piece(parts, whole, piece, &at) : touched < 0 ? FAILED : ORDINARY;
+            total = PEEK(PEEK(piece, Piece, rows), Rows, total);
+        }
+    }
+    if (plain == ORDINARY && PyList_GET_SIZE(parts)) {
+        int ends = equal(at, total);
+        if (ends < 0 || (ends == 0 && append_rows(parts, whole, at, Py_None) < 0))
+            plain = FAILED;
+    }
+    Py_DECREF(at);
+    return plain;
+}
+
+/* Hand the rows of all prompts back to the model. Ordinary: they fit together; else Python says why not. */
 static int join(PyObject *visit, PyObject *views)
 {
-    PyObject *whole = PEEK(visit, Visit, result), *done = NULL;
-    int plain = Py_TYPE(whole) == Tensor ? are_tensors(views) : OTHER;
-    if (plain == OTHER)
-        done = PyObject_CallFunctionObjArgs(py_join, visit, views, NULL);
-    if (plain != ORDINARY) {
-        Py_XDECREF(done);
-        return done == NULL ? FAILED : 0;
-    }
-    PyObject *changed = PyList_New(0);
-    int failed = changed == NULL ? FAILED : 0;
-    for (Py_ssize_t at = 0; !failed && at < PyList_GET_SIZE(views); at++) {
-        PyObject *piece = piece_of(PyList_GET_ITEM(views, at));
-        int touched = piece == NULL ? 0 : is_touched(piece);
-        if (touched == 1) {
-            PyObject *pair = PyTuple_Pack(2, PEEK(piece, Piece, rows), PEEK(piece, Piece, value));
-            failed = pair == NULL ? FAILED : PyList_Append(changed, pair);
-            Py_XDECREF(pair);
-        } else
-            failed = touched;
-    }
-    if (!failed && PyList_GET_SIZE(changed)) {
-        done = PyObject_CallFunctionObjArgs(py_splice, whole, changed, NULL);
-        if (done == NULL)
-            failed = FAILED;
-        else
+    PyObject *parts = PyList_New(0), *whole = PEEK(visit, Visit, result), *done = NULL;
+    int plain = parts == NULL ? FAILED : append_parts(parts, whole, views);
+    if (plain == ORDINARY && PyList_GET_SIZE(parts)) {
+        done = PyObject_CallOneArg(py_cat, parts);
+        if (done != NULL)
             PUT(visit, Visit, result, done);
+        else if (PyErr_ExceptionMatches(PyExc_RuntimeError)) {
+            PyErr_Clear();
+            plain = OTHER;
+        } else
+            plain = FAILED;
     }
-    Py_XDECREF(changed);
-    return failed;
+    Py_XDECREF(parts);
+    if (plain == OTHER) {
+        done = PyObject_CallFunctionObjArgs(py_join, visit, views, NULL);
+        Py_XDECREF(done);
+        plain = done == NULL ? FAILED : ORDINARY;
+    }
+    return plain < 0 ? FAILED : 0;
 }
 
 /* Whether something was replaced that may have no rows, so that it is every prompt's. */
@@ -251,6 +295,29 @@ static PyObject *own_visit(PyObject *worker, PyObject *schedule, PyObject *visit
     return view;
 }
 
+/* Have a site report at a port. Ordinary: nobody watches it yet. */
+static int report(PyObject *schedule, PyObject *key, PyObject *port)
+{
+    PyObject *run = PEEK(schedule, Schedule, run), *asked = PyDict_GetItemWithError(PEEK(run, Run, _asked), port);
+    PyObject *place = asked == NULL ? NULL : PyTuple_Pack(2, key, port), *watcher = NULL, *watching = NULL;
+    int failed = FAILED, watched = place == NULL ? FAILED : PyDict_Contains(PEEK(run, Run, watchers), place);
+    if (watched == 1) {
+        PyObject *done = PyObject_CallMethodObjArgs(schedule, s__report, key, port, NULL);
+        failed = done == NULL ? FAILED : 0;
+        Py_XDECREF(done);
+    } else if (watched == 0 && (watcher = PyObject_GetAttr(schedule, s__reached)) != NULL &&
+               (watching = PyList_New(1)) != NULL) {
+        PyList_SET_ITEM(watching, 0, new_ref(watcher));
+        if (PySet_Add(PEEK(schedule, Schedule, _expected), place) == 0 &&
+            PyDict_SetItem(PEEK(run, Run, watchers), place, watching) == 0)
+            failed = PySet_Add(asked, key);
+    }
+    Py_XDECREF(place);
+    Py_XDECREF(watcher);
+    Py_XDECREF(watching);
+    return failed;
+}
+
 /* Note that a worker waits for a visit, and have its site report. */
 static int expect(PyObject *schedule, PyObject *worker, PyObject *want)
 {
@@ -267,11 +334,8 @@ static int expect(PyObject *schedule, PyObject *worker, PyObject *want)
                        : PySet_Contains(PEEK(schedule, Schedule, _expected), place);
     Py_DECREF(alone);
     Py_XDECREF(place);
-    if (expected == 0) {
-        PyObject *done = PyObject_CallMethodObjArgs(schedule, s__report, key, port, NULL);
-        Py_XDECREF(done);
-        expected = done == NULL ? FAILED : 1;
-    }
+    if (expected == 0)
+        expected = report(schedule, key, port);
     return expected < 0 ? FAILED : 0;
 }
 

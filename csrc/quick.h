@@ -29,15 +29,18 @@ typedef Py_ssize_t Slot;
 
 #define CLASSES(X) \
     X(Run) X(Edited) X(Served) X(Tally) X(Switch) X(Home) X(Visit) X(Site) X(Opened) X(Tensor) X(Everything) \
-    X(Worker) X(Schedule) X(RowVisit) X(Piece) X(Rows)
+    X(Worker) X(Schedule) X(RowVisit) X(Piece) X(Rows) X(Counts)
 
 #define SLOTS(X) \
     X(Run, tally) X(Run, live) X(Run, side) X(Run, switch) X(Run, passing) X(Run, watchers) X(Run, recorders) \
     X(Run, pending) X(Run, kinds) X(Run, reads) X(Run, changes) X(Run, _starts) X(Run, _ends) X(Run, _asked) \
-    X(Run, _wanted) X(Run, _site) X(Run, stopped) X(Served, begun) \
+    X(Run, _wanted) X(Run, _site) X(Run, stopped) \
+    X(Run, _broken) X(Run, _call) X(Run, _held_back) X(Run, _new) X(Run, at_end) X(Run, failed) X(Run, frames) \
+    X(Run, known) X(Run, skipped) X(Served, begun) \
     X(Tally, stack) X(Tally, before) X(Tally, after) X(Tally, entered) X(Tally, left) \
     X(Switch, _ambient) X(Switch, _home) X(Switch, _level) X(Switch, _resumer) X(Switch, _token) X(Switch, _worker) \
-    X(Switch, done) X(Switch, ending) X(Switch, error) X(Switch, carries) X(Switch, _context) \
+    X(Switch, done) X(Switch, ending) X(Switch, error) X(Switch, carries) X(Switch, _context) X(Switch, _function) \
+    X(Switch, _abandoned) X(Switch, unwound) X(Switch, result) \
     X(Home, abandoned) X(Home, idle) X(Home, ident) X(Home, parked) \
     X(Visit, args) X(Visit, key) X(Visit, kwargs) X(Visit, number) X(Visit, port) X(Visit, result) X(Visit, skipped) \
     X(Site, key) X(Opened, code) X(Opened, trace) X(Opened, before) \
@@ -49,18 +52,18 @@ typedef Py_ssize_t Slot;
     X(Piece, rows) X(Piece, whole) X(Piece, value) X(Piece, _marks) X(Rows, start) X(Rows, size) X(Rows, total)
 
 #define OBJECTS(X) \
-    X(RunEnded) X(getcurrent) X(gettrace) X(TURN) X(here) X(operators) X(visit) X(remember) X(replace) \
+    X(RunEnded) X(NOBODY) X(getcurrent) X(gettrace) X(TURN) X(here) X(operators) X(visit) X(remember) X(replace) \
     X(ambient_read) X(ambient_swap) X(grad) X(set_grad) X(inference) X(autocast) X(functions) X(dispatches) \
     X(hooks) X(transform) X(forward_grad) X(cuda) X(get_output) X(set_output) X(get_input) X(set_attr) X(seen) \
     X(ask) X(resume) X(pause) X(NotReached) X(OrderError) X(property) X(config) X(worker_ask) X(turns) X(reached) \
-    X(join) X(splice)
+    X(join) X(cat) X(guard) X(homes) X(switch_init) X(run_init)
 
 #define NAMES(X) \
     X(_tree) X(_open) X(_fused) X(_site) X(_path) X(_run) X(_steps) X(_visit) X(current) X(number) X(switch) \
     X(tracing) X(gr_context) X(parent) X(job) X(_initialized) X(forward) X(count) X(reach) X(leave) X(broke) \
     X(_record) X(_arrive) X(nothing_came) X(recalled) X(_unreached) X(_meet) X(_start) X(_take_turn) X(add) \
     X(ask) X(port) X(result) X(args) X(reads) X(output) X(input) X(requires_grad) X(shape) X(dtype) X(device) \
-    X(checks) X(data_ptr) X(edited) X(shares) X(note) X(_report) X(_unmet) X(_tell) X(_release) X(_skip_all) \
+    X(checks) X(data_ptr) X(edited) X(shares) X(note) X(home) X(_model) X(_report) X(_reached) X(_unmet) X(_tell) X(_release) X(_skip_all) \
     X(_forward_hooks) X(_forward_pre_hooks) X(_backward_hooks) X(_backward_pre_hooks)
 
 #define DECLARE_CLASS(name) extern PyTypeObject *name;
@@ -107,16 +110,18 @@ static inline int contains(PyObject *keys, PyObject *key)
     return PySet_CheckExact(keys) ? PySet_Contains(keys, key) : PySequence_Contains(keys, key);
 }
 
-/* The truth of what a function without arguments returns. */
-static inline int truth(PyObject *function)
+/* The truth of an object, which is let go of; FAILED where there is none, for an error. */
+static inline int truth_of(PyObject *found)
 {
-    PyObject *found = PyObject_CallNoArgs(function);
     if (found == NULL)
         return FAILED;
     int is = PyObject_IsTrue(found);
     Py_DECREF(found);
     return is;
 }
+
+/* The truth of what a function without arguments returns. */
+static inline int truth(PyObject *function) { return truth_of(PyObject_CallNoArgs(function)); }
 
 /* Whether a function gives None. */
 static inline int gives_none(PyObject *found)
@@ -170,8 +175,10 @@ extern PyTypeObject LineType, ReportType;
 
 PyObject *learn(PyObject *module, PyObject *args, PyObject *told);
 PyObject *ambient(PyObject *module, PyObject *nothing);
+PyObject *switch_init(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *switch_resume(PyObject *module, PyObject *turns);
 PyObject *switch_pause(PyObject *module, PyObject *turns);
+PyObject *run_init(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *run_ask(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *run_seen(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *count_all(PyObject *module, PyObject *const *args, Py_ssize_t size);
@@ -179,6 +186,7 @@ PyObject *worker_ask(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *schedule_turns(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *schedule_reached(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *place(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *same(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *displace(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *get_output(PyObject *module, PyObject *envoy);
 PyObject *get_input(PyObject *module, PyObject *envoy);

@@ -326,6 +326,74 @@ over:
     return given;
 }
 
+/* -- the beginning: `Run.__init__` --------------------------------------------------------------------------------- */
+
+/* What taps look at and write to. */
+static PyObject *new_tally(void)
+{
+    PyObject *before = PySet_New(NULL), *after = PySet_New(NULL), *entered = PyList_New(0), *left = PyList_New(0);
+    PyObject *tally = PyType_GenericAlloc(Tally, 0);
+    if (before == NULL || after == NULL || entered == NULL || left == NULL || tally == NULL) {
+        Py_XDECREF(before);
+        Py_XDECREF(after);
+        Py_XDECREF(entered);
+        Py_XDECREF(left);
+        Py_XDECREF(tally);
+        return NULL;
+    }
+    PUT(tally, Tally, stack, new_ref(py_NOBODY));
+    PUT(tally, Tally, before, before);
+    PUT(tally, Tally, after, after);
+    PUT(tally, Tally, entered, entered);
+    PUT(tally, Tally, left, left);
+    return tally;
+}
+
+/* The keys at which somebody asks, by port. */
+static PyObject *new_asked(PyObject *tally)
+{
+    PyObject *asked = PyDict_New();
+    if (asked != NULL && (PyDict_SetItem(asked, s_input, PEEK(tally, Tally, before)) < 0 ||
+                          PyDict_SetItem(asked, s_output, PEEK(tally, Tally, after)) < 0))
+        Py_CLEAR(asked);
+    return asked;
+}
+
+/* Let a slot hold what was made; FAILED where it could not be. */
+static int hold(PyObject *object, Slot slot, PyObject *made)
+{
+    if (made != NULL)
+        put(object, slot, made);
+    return made == NULL ? FAILED : 0;
+}
+
+#define HOLD(name, made) (hold(run, Run_##name, made) < 0)
+
+PyObject *run_init(PyObject *module, PyObject *const *args, Py_ssize_t size)
+{
+    if (size != 2 || !learned || !PyObject_TypeCheck(args[0], Run))
+        return PyObject_Vectorcall(py_run_init, args, size, NULL);
+    PyObject *run = args[0], *model;
+    if (HOLD(tally, new_tally()) || HOLD(_asked, new_asked(PEEK(run, Run, tally))) ||
+        HOLD(_starts, PyObject_CallNoArgs((PyObject *)Counts)) || HOLD(_ends, PyObject_CallNoArgs((PyObject *)Counts)) ||
+        HOLD(watchers, PyDict_New()) || HOLD(recorders, PyList_New(0)) || HOLD(skipped, PyList_New(0)) ||
+        HOLD(kinds, PyDict_New()) || HOLD(pending, PyList_New(0)) || HOLD(_broken, PySet_New(NULL)) ||
+        HOLD(_new, PySet_New(NULL)) || HOLD(frames, PyDict_New()) || HOLD(reads, PyDict_New()) ||
+        HOLD(at_end, PyList_New(0)))
+        return NULL;
+    const Slot none[] = {Run_live, Run_side, Run_passing, Run_failed, Run__wanted, Run__site, Run_known, Run_changes};
+    for (size_t at = 0; at < sizeof none / sizeof *none; at++)
+        put(run, none[at], new_ref(Py_None));
+    PUT(run, Run, stopped, new_ref(Py_False));
+    PUT(run, Run, _held_back, new_ref(Py_False));
+    PUT(run, Run, _call, new_ref(args[1]));
+    if ((model = PyObject_GetAttr(run, s__model)) == NULL)
+        return NULL;
+    int failed = HOLD(switch, PyObject_CallFunctionObjArgs((PyObject *)Switch, model, run, NULL));
+    Py_DECREF(model);
+    return failed ? NULL : new_ref(Py_None);
+}
+
 /* -- the block's side: `Run.ask` ------------------------------------------------------------------------------------- */
 
 /* Whether the model is paused at a visit; the input of one can still be read at its output. */

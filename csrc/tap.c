@@ -264,6 +264,51 @@ static inline void fetch(PyObject *list, Py_ssize_t at, int keys)
 #endif
 }
 
+/* Whether all dictionaries of a list are that, and nothing else. */
+static int are_dicts(PyObject *dicts)
+{
+    int are = PyList_CheckExact(dicts);
+    for (Py_ssize_t at = 0; are && at < PyList_GET_SIZE(dicts); at++) {
+        fetch(dicts, at + 8, 0);
+        are = PyDict_Check(PyList_GET_ITEM(dicts, at));
+    }
+    return are;
+}
+
+/* Whether two dictionaries have the same keys and values. Ordinary: in the same order. */
+static int are_same(PyObject *one, PyObject *other)
+{
+    if (!PyDict_CheckExact(one))
+        return PyObject_RichCompareBool(one, other, Py_EQ) == 1;
+    PyObject *key, *value, *key_there, *value_there;
+    Py_ssize_t next = 0, next_there = 0;
+    int same = PyDict_GET_SIZE(one) == PyDict_GET_SIZE(other);
+    while (same && PyDict_Next(one, &next, &key, &value))
+        same = PyDict_Next(other, &next_there, &key_there, &value_there) && value == value_there &&
+               (key == key_there || equal(key, key_there) == 1);
+    return same && !PyErr_Occurred();
+}
+
+/* Whether modules that had no children have none, and the others those that they had. Ordinary: they are in the order in
+   which they were. */
+PyObject *same(PyObject *module, PyObject *const *args, Py_ssize_t size)
+{
+    if (size != 3 || !are_dicts(args[0]) || !are_dicts(args[1]) || !are_dicts(args[2]) ||
+        PyList_GET_SIZE(args[1]) != PyList_GET_SIZE(args[2])) {
+        PyErr_SetString(PyExc_TypeError, "three lists of dictionaries are wanted");
+        return NULL;
+    }
+    int are = 1;
+    for (Py_ssize_t at = 0; are && at < PyList_GET_SIZE(args[0]); at++)
+        are = !PyDict_GET_SIZE(PyList_GET_ITEM(args[0], at));
+    for (Py_ssize_t at = 0; are && at < PyList_GET_SIZE(args[1]); at++) {
+        fetch(args[1], at + 2, 1);
+        fetch(args[2], at + 2, 1);
+        are = are_same(PyList_GET_ITEM(args[1], at), PyList_GET_ITEM(args[2], at));
+    }
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(are);
+}
+
 static int are_slots(PyObject *const *args, Py_ssize_t size)
 {
     int are = size == 3 && PyList_CheckExact(args[0]) && PyList_CheckExact(args[2]) &&

@@ -45,6 +45,43 @@ static int ambient_swap(PyObject *now, PyObject *then)
 
 /* -- the two sides take turns: `Switch.resume` and `Switch.pause` -------------------------------------------------- */
 
+/* Make a switch. Ordinary: this thread has nothing to unwind first, and no transform of torch.func is under way. */
+PyObject *switch_init(PyObject *module, PyObject *const *args, Py_ssize_t size)
+{
+    if (size < 3 || size > 4 || !learned || !PyObject_TypeCheck(args[0], Switch) || !PyList_GET_SIZE(py_guard))
+        return PyObject_Vectorcall(py_switch_init, args, size, NULL);
+    PyObject *turns = args[0], *home = PyObject_GetAttr(py_homes, s_home), *token = NULL, *context = NULL, *now = NULL;
+    Py_ssize_t abandoned = home == NULL || Py_TYPE(home) != Home ? -1 : PyObject_Size(PEEK(home, Home, abandoned));
+    int plain = abandoned ? OTHER : gives_none(PyObject_CallNoArgs(py_transform));
+    if (plain == OTHER && !PyErr_Occurred()) {
+        Py_XDECREF(home);
+        return PyObject_Vectorcall(py_switch_init, args, size, NULL);
+    }
+    if (plain != ORDINARY || (now = ambient_now()) == NULL || (context = PyContext_CopyCurrent()) == NULL ||
+        (token = size == 4 && args[3] != Py_None ? new_ref(args[3]) : PyType_GenericAlloc(&PyBaseObject_Type, 0)) == NULL) {
+        Py_XDECREF(home);
+        Py_XDECREF(now);
+        Py_XDECREF(context);
+        return NULL;
+    }
+    PUT(turns, Switch, _function, new_ref(args[1]));
+    PUT(turns, Switch, carries, new_ref(args[2]));
+    PUT(turns, Switch, _worker, new_ref(Py_None));
+    PUT(turns, Switch, _resumer, new_ref(Py_None));
+    PUT(turns, Switch, _ambient, now);
+    PUT(turns, Switch, _context, context);
+    PUT(turns, Switch, _level, new_ref(zero));
+    PUT(turns, Switch, _home, home);
+    PUT(turns, Switch, _abandoned, new_ref(Py_False));
+    PUT(turns, Switch, _token, token);
+    PUT(turns, Switch, done, new_ref(Py_False));
+    PUT(turns, Switch, ending, new_ref(Py_False));
+    PUT(turns, Switch, unwound, new_ref(Py_False));
+    PUT(turns, Switch, result, new_ref(Py_None));
+    PUT(turns, Switch, error, new_ref(Py_None));
+    Py_RETURN_NONE;
+}
+
 /* Ordinary: nothing was abandoned, and nobody traces, which Python must see to. */
 int may_resume(PyObject *turns)
 {
@@ -75,6 +112,22 @@ static int start(PyObject *turns, PyObject *worker, PyObject *me)
     return 0;
 }
 
+/* Take the turn from another stack than the last time. Ordinary: in the same thread. */
+static int meet(PyObject *turns, PyObject *me)
+{
+    PyObject *worker = PEEK(turns, Switch, _worker);
+    int here = is_home(PEEK(turns, Switch, _home));
+    if (here == 1) {
+        if (worker != Py_None && PyObject_SetAttr(worker, s_parent, me) < 0)
+            return FAILED;
+        PUT(turns, Switch, _resumer, new_ref(me));
+        return 0;
+    }
+    PyObject *done = here < 0 ? NULL : PyObject_CallMethodOneArg(turns, s__meet, me);
+    Py_XDECREF(done);
+    return done == NULL ? FAILED : 0;
+}
+
 /* Make the stack ready to be switched to. An error leaves all as it was. */
 int take_turn(PyObject *turns)
 {
@@ -94,12 +147,8 @@ int take_turn(PyObject *turns)
     }
     if (PyErr_Occurred())
         goto over;
-    if (me != PEEK(turns, Switch, _resumer)) {
-        done = PyObject_CallMethodOneArg(turns, s__meet, me);
-        if (done == NULL)
-            goto over;
-        Py_DECREF(done);
-    }
+    if (me != PEEK(turns, Switch, _resumer) && meet(turns, me) < 0)
+        goto over;
     Py_ssize_t size = PyList_GET_SIZE(parked);
     if (PEEK(turns, Switch, _worker) == Py_None)
         done = PyObject_CallMethodObjArgs(turns, s__start, home, me, NULL);

@@ -1,7 +1,6 @@
 """Put the inputs of several prompts into one call. A model class for another kind of input has its own way."""
 
 from collections.abc import Mapping
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -29,20 +28,31 @@ def concatenate(inputs: list[Input]) -> Batch:
     Raises:
         InputError: They do not fit together; names the first two that differ, and the field.
     """
-    sizes = [_rows(given, number) for number, given in enumerate(inputs)]
     first_args, first_kwargs = inputs[0]
+    positional: list[list[Any]] = [[] for _ in first_args]
+    named: dict[str, Any] = {}
+    rows, end = [], 0
     for number, (args, kwargs) in enumerate(inputs):
+        size = _rows(args, kwargs, number)
         if len(args) != len(first_args) or (
             (kwargs or first_kwargs) and kwargs.keys() != first_kwargs.keys()
         ):
             raise InputError(
-                f"The inputs of invoke 0 and invoke {number} cannot be combined: one has {_fields(inputs[0])}, the "
-                f"other {_fields((args, kwargs))}."
+                f"The inputs of invoke 0 and invoke {number} cannot be combined: one has {_fields(*inputs[0])}, the "
+                f"other {_fields(args, kwargs)}."
             )
-    joined = tuple(_join([args[at] for args, _ in inputs], f"argument {at}") for at in range(len(first_args)))
-    named = {key: _join([kwargs[key] for _, kwargs in inputs], f"`{key}`") for key in first_kwargs}
-    ends = list(accumulate(sizes))
-    return joined, named, [Rows(end - size, size, ends[-1]) for size, end in zip(sizes, ends, strict=True)]
+        for values, value in zip(positional, args, strict=True):
+            values.append(value)
+        for key in kwargs:
+            named.setdefault(key, []).append(kwargs[key])
+        rows.append(Rows(end, size, 0))
+        end += size
+    for own in rows:
+        own.total = end
+    for key in named:
+        named[key] = _join(named[key], f"`{key}`")
+    joined = [_join(values, f"argument {at}") for at, values in enumerate(positional)]
+    return tuple(joined), named, rows
 
 
 def alone(row: Any) -> Input:
@@ -69,8 +79,7 @@ def _batch_of_one(value: Any) -> torch.Tensor:
         ) from None
 
 
-def _rows(given: Input, number: int) -> int:
-    args, kwargs = given
+def _rows(args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> int:
     for value in (*args, *kwargs.values()) if kwargs else args:
         for tensor in (value,) if isinstance(value, torch.Tensor) else trees.tensors(value):
             if tensor.dim():
@@ -80,8 +89,7 @@ def _rows(given: Input, number: int) -> int:
     )
 
 
-def _fields(given: Input) -> str:
-    args, kwargs = given
+def _fields(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     return f"{len(args)} positional" + (f" and {', '.join(map(repr, kwargs))}" if kwargs else "")
 
 

@@ -43,27 +43,6 @@ def resolve(envoy: "Envoy", fn: Function) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def prepare(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
-    """The call to run, on input that the model's class has prepared and that is where the model is."""
-    envoy._tree.load()
-    return placed(envoy, fn, *prepared(envoy, fn, args, kwargs))
-
-
-def prepared(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
-    """The input as the model's class prepares it."""
-    return envoy._prepare_input(*args, **kwargs) if fn is None else envoy._function_input(fn, args, kwargs)
-
-
-def placed(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
-    """The call on prepared input, moved to where the model is."""
-    device = envoy._tree.device()
-    if device is not None and device.type != "meta":
-        values = (*args, *kwargs.values()) if kwargs else args
-        if not _all_at(device, values):
-            args, kwargs = map_tensors(lambda tensor: tensor.to(device), (args, kwargs))
-    return partial(resolve(envoy, fn), *args, **kwargs)
-
-
 def _all_at(device: torch.device, values: Iterable[Any]) -> bool:
     """Whether all tensors of some values, nested ones included, are on a device."""
     for value in values:
@@ -75,13 +54,16 @@ def _all_at(device: torch.device, values: Iterable[Any]) -> bool:
     return True
 
 
-class Given:
-    """What a trace was opened with: called, it prepares the call to run."""
+class Called:
+    """What the module or a method was called with: called, it prepares the call to run."""
 
     __slots__ = ("args", "envoy", "fn", "kwargs")
 
-    opens = "trace"
-    """What errors call the method that opened it."""
+    waits = False
+    """Whether the input may come from `tracer.invoke(...)`."""
+
+    loads = True
+    """Whether the run needs the weights."""
 
     def __init__(self, envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.envoy = envoy
@@ -89,8 +71,38 @@ class Given:
         self.args = args
         self.kwargs = kwargs
 
+    def __call__(self) -> Callable[[], Any]:
+        """The call, on input that the model's class has prepared and that is where the model is."""
+        return self._placed(*self._prepared(self.args, self.kwargs))
+
+    def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
+        """An input as the model's class prepares it."""
+        envoy, fn = self.envoy, self.fn
+        if self.loads:
+            envoy._tree.load()
+        return envoy._prepare_input(*args, **kwargs) if fn is None else envoy._function_input(fn, args, kwargs)
+
+    def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+        """The call on prepared input, moved to where the model is."""
+        envoy, fn = self.envoy, self.fn
+        device = envoy._tree.device()
+        if device is not None and device.type != "meta":
+            values = (*args, *kwargs.values()) if kwargs else args
+            if not _all_at(device, values):
+                args, kwargs = map_tensors(lambda tensor: tensor.to(device), (args, kwargs))
+        return partial(envoy._module if fn is None else resolve(envoy, fn), *args, **kwargs)
+
+
+class Given(Called):
+    """What a trace was opened with."""
+
+    __slots__ = ()
+
+    opens = "trace"
+    """What errors call the method that opened it."""
+
     @property
-    def waits(self) -> bool:
+    def waits(self) -> bool:  # type: ignore[override]
         """Whether the input may come from `tracer.invoke(...)`."""
         return not self.args and (self.fn is not None or not self.envoy._has_input(self.kwargs))
 
@@ -115,36 +127,13 @@ class Given:
             rows = [replace(own, copies=copies) for own in rows]
         return self._placed(args, kwargs), rows
 
-    def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
-        self.envoy._tree.load()
-        return prepared(self.envoy, self.fn, args, kwargs)
-
-    def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
-        return placed(self.envoy, self.fn, args, kwargs)
-
-
-class Called(Given):
-    """What a plain call was made with: no block can give it more, and a model may take nothing."""
-
-    __slots__ = ()
-
-    waits = False
-
-    def __call__(self) -> Callable[[], Any]:
-        """The call to run."""
-        return self._placed(*self._prepared(self.args, self.kwargs))
-
-
-def traced(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Given, bool]:
-    """What a trace prepares when it is entered, and whether the traced module sets its pace."""
-    return Given(envoy, fn, args, kwargs), fn is not None
-
 
 def plain(envoy: "Envoy", fn: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run once, without a block; with the stored edits, if there are any."""
+    called = Called(envoy, fn, args, kwargs)
     if not envoy._tree.edits:
-        return prepare(envoy, fn, args, kwargs)()
-    trace = Plain(envoy, envoy._tree, Called(envoy, fn, args, kwargs), fn is not None)
+        return called()()
+    trace = Plain(envoy, envoy._tree, called, fn is not None)
     with trace:
         if trace.only is not None:
             replay(trace, trace.only)
@@ -167,15 +156,8 @@ class Plain(Trace):
         if len(edits) != 1 or carried() is not None:
             return super()._edits()
         self.only = edits[0].made(self.model)
-        for tree in older(self, self.only):
-            tree.opened(self._owner, self)
+        self._trees = (*self._trees, *older(self, self.only))
         return []
-
-    def _close(self) -> None:
-        if self.only is not None:
-            for tree in older(self, self.only):
-                tree.closed(self._owner, self)
-        super()._close()
 
 
 class Method:
@@ -192,8 +174,7 @@ class Method:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Open a trace when a `with` follows, else run."""
         if with_follows(sys._getframe(1)):
-            prepared, paced = traced(self.envoy, self.name, args, kwargs)
-            return Trace(self.envoy, self.envoy._tree, prepared, paced)
+            return Trace(self.envoy, self.envoy._tree, Given(self.envoy, self.name, args, kwargs), paced=True)
         result = plain(self.envoy, self.name, args, kwargs)
         return self.envoy if result is self.envoy._module else result
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from interlace import ambient
 from interlace.capture import Body, Bound, Scope, Template, capture, check_function
 from interlace.errors import NotReachedError, RunEnded
-from interlace.invoke import part
 from interlace.run import Run
 from interlace.site import Port, Site
 from interlace.switch import IN_TRANSFORM
@@ -171,14 +170,10 @@ def clear(envoy: "Envoy") -> None:
     edits[:] = [stored for stored in edits if stored.path != envoy._path]
 
 
-def workers(trace: "Trace") -> list[Worker]:
-    """A worker for each stored edit, over the whole batch."""
-    return [_worker(trace, stored.made(trace.model)) for stored in trace.model._tree.edits]
-
-
-def _worker(trace: "Trace", stored: Edit) -> Worker:
-    trees = (trace._tree, *older(trace, stored))
-    return part(trace, lambda: _apply(trace, stored), None, f"the edit of `{stored.path}`", trees)
+def worker(trace: "Trace", stored: Edit) -> Worker:
+    """A worker for a stored edit, over the whole batch."""
+    trees = (*trace._trees, *older(trace, stored))
+    return Worker(trace, lambda: _apply(trace, stored), None, f"the edit of `{stored.path}`", trees)
 
 
 def _apply(trace: "Trace", stored: Edit) -> None:

@@ -284,8 +284,7 @@ class Envoy:
             return calls.plain(self, fn, args, kwargs)
         if trace is not None:
             warnings.warn("`trace=True` is the default; leave it out.", DeprecationWarning, stacklevel=2)
-        prepare, paced = calls.traced(self, fn, args, kwargs)
-        return tracer_cls(self, self._tree, prepare, paced)
+        return tracer_cls(self, self._tree, calls.Given(self, fn, args, kwargs), fn is not None)
 
     def scan(self, *args: Any, fn: str | Callable[..., Any] | None = None, **kwargs: Any) -> Any:
         """Like `trace`, without values: shapes, dtypes and devices, with no compute and no weights.

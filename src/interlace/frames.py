@@ -48,13 +48,6 @@ class Opened:
         """This trace and those before it."""
         return [self.trace(), *(self.before.all() if self.before is not None else [])]
 
-    def without(self, trace: "Trace") -> "Opened | None":
-        """The same, without a trace that is over and those that nobody holds any more."""
-        before = None if self.before is None else self.before.without(trace)
-        if self.trace() in (trace, None):
-            return before
-        return Opened(self.code, self.trace, before)
-
 
 def owner(frame: FrameType) -> Owner:
     """The owner of a trace that is entered from `frame`.

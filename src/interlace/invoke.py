@@ -6,12 +6,12 @@ when the trace runs its model, each on a stack of its own (`workers`), over the 
 """
 
 import sys
+import weakref
 from collections.abc import Callable
 from math import inf
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from interlace import frames
 from interlace.capture import Body, Family, Scope, Template, capture, check_function, held, line_in, write
 from interlace.errors import InputError, TraceError
 from interlace.rows import Rows
@@ -36,9 +36,9 @@ class Promise:
     The name that the decorator bound is bound to the value itself by then.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, values: list[Any]) -> None:
         self._name = name
-        self._values: list[Any] = []
+        self._values = values  # one, when there is one
 
     @property
     def value(self) -> Any:
@@ -82,26 +82,32 @@ class Invoke:
         return self._prompts.add_function(self._given, function, sys._getframe(1))
 
 
+Block = tuple[Input | None, Callable[[], Any], str, Callable[[Any], None] | None]
+"""The input of a prompt, what runs its block, what errors call it, and who is told what it returns."""
+
+
 class Prompts:
     """The blocks of one trace, in the order in which they are written."""
 
     def __init__(self) -> None:
-        self._inputs: list[Input | None] = []
-        self._bodies: list[Callable[[], Any]] = []
-        self._names: list[str] = []
+        self._blocks: list[Block] = []
         self._families: dict[int, tuple[FrameType, Family]] = {}
         self._templates: dict[Scope, Template] = {}
         self._places: dict[Scope, int] = {}
-        self._promises: dict[int, tuple[FrameType, list[Promise]]] = {}
+        self._promises: dict[int, tuple[FrameType, list[weakref.ref[Promise]]]] = {}
         self._workers: list[Worker] = []
 
     def __bool__(self) -> bool:
-        return bool(self._bodies)
+        return bool(self._blocks)
 
-    @property
-    def inputs(self) -> list[Input]:
-        """The inputs, of those blocks that have one."""
-        return [given for given in self._inputs if given is not None]
+    def call(self, prepare: Any) -> tuple[Callable[[], Any], list[Rows]]:
+        """The call that serves all blocks, and the rows of those that have an input.
+
+        Args:
+            prepare: What the trace was opened with. Its own input is the whole batch, where no block has one.
+        """
+        inputs = [given for given, *_ in self._blocks if given is not None]
+        return prepare.combined(inputs) if inputs else (prepare(), [])
 
     def add_body(self, given: Input | None, body: Body) -> None:
         """Take in a captured block."""
@@ -111,23 +117,19 @@ class Prompts:
         scope = body.scope()
         family.add(scope)
         self._templates[scope] = body.template
-        self._places[scope] = len(self._bodies)
+        self._places[scope] = len(self._blocks)
         run = body.bind()
-        self._add(given, lambda: run(scope), f"the block at line {body.template.line}")
+        self._blocks.append((given, lambda: run(scope), f"the block at line {body.template.line}", None))
 
     def add_function(self, given: Input | None, function: Callable[[], Any], frame: FrameType) -> Promise:
         """Take in a function."""
         check_function(function, (), _WANTED)
         name = getattr(function, "__name__", "a block")
-        promise = Promise(name)
-        self._promises.setdefault(id(frame), (frame, []))[1].append(promise)
-        self._add(given, lambda: promise._values.append(function()), f"`{name}`")
+        values: list[Any] = []
+        promise = Promise(name, values)
+        self._promises.setdefault(id(frame), (frame, []))[1].append(weakref.ref(promise))
+        self._blocks.append((given, function, f"`{name}`", values.append))
         return promise
-
-    def _add(self, given: Input | None, run: Callable[[], Any], name: str) -> None:
-        self._inputs.append(given)
-        self._bodies.append(run)
-        self._names.append(name)
 
     def _wait(self, asker: Scope, maker: Scope, name: str) -> bool:
         """Let a block wait until another one has settled a name."""
@@ -153,11 +155,13 @@ class Prompts:
 
     def _wait_until(self, asker: Scope, name: str, until: Callable[[], bool], why: str) -> None:
         worker = carried()
-        if not isinstance(worker, Worker) or worker.trace._outer._prompts is not self:
+        part = worker.trace if isinstance(worker, Worker) else None
+        if part is None or part._outer is None or part._outer._prompts is not self:
             raise TraceError(
                 f"`{name}` is made by another block of a trace around this one, which cannot go on from in here.\n"
                 "Read it in a line above the inner trace."
             )
+        assert isinstance(worker, Worker)
         asks = self._templates[asker]
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code is not asks.code:
@@ -178,10 +182,10 @@ class Prompts:
         """
         left = iter(rows)
         made = []
-        for given, body, name in zip(self._inputs, self._bodies, self._names, strict=True):
+        for given, body, name, keep in self._blocks:
             own = None if given is None else next(left)
             own = None if own is None or own.size == own.total else own
-            made.append(part(trace, body, own, name, (trace._tree,)))
+            made.append(Worker(trace, body, own, name, trace._trees, keep))
         self._workers = made
         return made
 
@@ -190,53 +194,19 @@ class Prompts:
         for frame, family in self._families.values():
             family.close(frame)
         for frame, promises in self._promises.values():
-            kept = {id(promise): promise._values[0] for promise in promises if promise._values}
-            here = held(frame).items()
-            found = {name: kept[id(value)] for name, value in here if id(value) in kept}
+            kept = [one for promise in promises if (one := promise()) is not None and one._values]
+            if not kept:
+                continue  # no name is bound to one
+            values = {id(one): one._values[0] for one in kept}
+            found = {name: values[id(value)] for name, value in held(frame).items() if id(value) in values}
             if found:
                 write(frame, found)
         self._families.clear()
         self._templates.clear()
         self._places.clear()
-        self._bodies.clear()
+        self._blocks.clear()
         self._promises.clear()
         self._workers = []
-
-
-def part(
-    trace: "Trace", body: Callable[[], Any], rows: Rows | None, name: str, trees: tuple[Any, ...]
-) -> Worker:
-    """A worker whose requests go to a trace of its own, which is a part of another one.
-
-    Args:
-        trace: The one that it is a part of; all parts of it may take turns in any order.
-        body: Runs the block.
-        rows: The rows that are the block's own; None for all.
-        name: What errors call it.
-        trees: Whose envoys the block asks.
-    """
-    own = trace._part()
-
-    def serve(worker: Worker) -> Any:
-        try:
-            try:
-                own._serve(worker, frames.Owner(sys._getframe()), trees)
-                result = body()
-                if worker.pending:  # edits in place that go back when the model goes on
-                    worker.settle()
-                    worker.pending.clear()
-                return result
-            finally:
-                own._unserve(trees)
-        except BaseException:
-            own._unserve(trees)  # again: an interrupt may have fallen into it
-            raise
-        finally:
-            worker.trace = None
-
-    worker = Worker(serve, rows, name, trace._owner)
-    worker.trace = own
-    return worker
 
 
 class Barrier:

@@ -51,6 +51,8 @@ def hasten(kind: Any) -> None:
         RowVisit=pieces.RowVisit,
         Piece=pieces.Piece,
         Rows=rows.Rows,
+        Counts=run.Counts,
+        NOBODY=run.NOBODY,
         Switch=switch.Switch,
         Home=switch.Home,
         Visit=site.Visit,
@@ -82,7 +84,11 @@ def hasten(kind: Any) -> None:
         turns=schedule.Schedule._turns,
         reached=schedule.Schedule._reached,
         join=pieces.join,
-        splice=pieces._splice_leaf,
+        cat=torch.cat,
+        guard=switch._guard,
+        homes=switch._homes,
+        switch_init=switch.Switch.__init__,
+        run_init=run.Run.__init__,
         **ambient.READERS,
     )
     try:
@@ -95,8 +101,10 @@ def hasten(kind: Any) -> None:
     kind.output = own
     kind.input = property(quick.get_input, taken.fset, doc=taken.__doc__)
     kind.__setattr__ = quick.method(quick.set_attr)
+    run.Run.__init__ = quick.method(quick.run_init)  # type: ignore[method-assign]
     run.Run.seen = quick.method(quick.seen)  # type: ignore[method-assign]
     run.Run.ask = quick.method(quick.ask)  # type: ignore[method-assign]
+    switch.Switch.__init__ = quick.method(quick.switch_init)  # type: ignore[method-assign]
     switch.Switch.resume = quick.method(quick.resume)  # type: ignore[method-assign]
     switch.Switch.pause = quick.method(quick.pause)  # type: ignore[method-assign]
     workers.Worker.ask = quick.method(quick.worker_ask)  # type: ignore[method-assign]

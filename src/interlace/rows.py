@@ -12,7 +12,7 @@ import torch
 from interlace import trees
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rows:
     """Which rows of a batch belong to one prompt.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from interlace.calls import Function, Given, Input, prepared, resolve
+from interlace.calls import Function, Given, Input, resolve
 from interlace.errors import ScanError
 from interlace.fakes import Fakes, counting, is_here
 from interlace.rows import Rows
@@ -35,6 +35,8 @@ class Faked(Given):
 
     __slots__ = ("before", "fakes", "opens")
 
+    loads = False
+
     fakes: Fakes
     before: Snapshot
 
@@ -45,7 +47,7 @@ class Faked(Given):
 
     def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
         with self.fakes.off():
-            return prepared(self.envoy, self.fn, args, kwargs)
+            return super()._prepared(args, kwargs)
 
     def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
         self.before.add((args, kwargs))

@@ -271,7 +271,11 @@ class Schedule:
     def _skip_all(self, visit: Visit) -> None:
         """Where every row is skipped the call does not run; else it runs, and its rows are replaced after it."""
         skips = self._skips.get((visit.key, visit.number))
-        if skips is not None and visit.port == "input" and sum(rows.size for rows, _ in skips) == skips[0][0].total:
+        if (
+            skips is not None
+            and visit.port == "input"
+            and sum(rows.size for rows, _ in skips) == skips[0][0].total
+        ):
             ordered = [value for _, value in sorted(skips, key=lambda skip: skip[0].start)]
             visit.skipped, visit.result = True, stack(ordered)
             del self._skips[visit.key, visit.number]

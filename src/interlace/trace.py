@@ -54,20 +54,22 @@ class Trace:
 
     # All else that a user has no use for begins with an underscore, so that a subclass may take any other name.
 
+    _thread = 0
+    _taps: Taps | None = None
+    _run: Run | None = None
+    _outer: "Trace | None" = None
+    _prompts: Prompts | None = None
+    _prepare: Callable[[], Call] | None = None
+    _steps: Steps | None = None
+    _result: Any = None
+    _no_result: str | None = "its `with` block has not begun"
+
     def __init__(self, model: Any, tree: Tree, call: Callable[[], Call], paced: bool = False) -> None:
         self.model = model
-        self._thread = 0
         self._tree = tree
         self._call: Callable[[], Call] | None = call
         self._paced = paced
-        self._taps: Taps | None = None
-        self._run: Run | None = None
-        self._outer: Trace | None = None
-        self._prompts: Prompts | None = None
-        self._prepare: Callable[[], Call] | None = None
-        self._steps: Steps | None = None
-        self._result: Any = None
-        self._no_result: str | None = "its `with` block has not begun"
+        self._trees: tuple[Tree, ...] = (tree,)
         self._strays: list[Taps] = []
         self._breaks: list[Break] = []
         self._caches: list[Cache] = []
@@ -91,7 +93,8 @@ class Trace:
             if call is not None:
                 self._begin(call, self._edits())
             self._taps.install(self)
-            self._tree.opened(self._owner, self)
+            for tree in self._trees:
+                tree.opened(self._owner, self)
             return self
         except BaseException:
             self._drop()
@@ -122,7 +125,12 @@ class Trace:
     def _leave_run(self, error: BaseException | None) -> None:
         """Keep what the run has given, end it, and close what stood over it."""
         run = self._run
-        self._keep_result(run, error)
+        if run is not None and (run.failed is not None or run.stopped):
+            self._no_result = run.where()
+        elif run is not None and run.switch.done:
+            self._result, self._no_result = run.switch.result, None
+        elif error is not None:
+            self._no_result = f"the block ended with {type(error).__name__}"
         if run is not None:
             run.end()
         self._close()
@@ -146,21 +154,13 @@ class Trace:
                 finally:
                     self._close_caches(run, False)
 
-    def _keep_result(self, run: Run | None, error: BaseException | None) -> None:
-        """Keep what the traced call returned, or in words why it returned nothing."""
-        if run is not None and (run.failed is not None or run.stopped):
-            self._no_result = run.where()
-        elif run is not None and run.done:
-            self._result, self._no_result = run.switch.result, None
-        elif error is not None:
-            self._no_result = f"the block ended with {type(error).__name__}"
-
     def _close(self) -> None:
         """Undo what entering did. An interrupt may fall anywhere in it; it is then done again."""
         taps = self._taps
         if taps is None:
             return
-        self._tree.closed(self._owner, self)
+        for tree in self._trees:
+            tree.closed(self._owner, self)
         for placed in (taps, *self._strays):
             placed.remove(self)
         self._strays.clear()
@@ -195,7 +195,7 @@ class Trace:
                 failed.clear()  # else the error and this frame hold each other
 
     def __del__(self) -> None:
-        if getattr(self, "_taps", None) is not None:
+        if self._taps is not None:
             if self._run is not None:
                 self._run.end()
             self._close()
@@ -207,23 +207,27 @@ class Trace:
 
     def _edits(self) -> list[Worker]:
         """The stored edits of the model, as blocks that come before those of this trace."""
-        return edit.workers(self)
+        return [edit.worker(self, stored.made(self.model)) for stored in self._tree.edits]
 
     def _begin(self, call: Call, workers: list[Worker]) -> None:
         self._run = run = Schedule(workers).around(call) if workers else self._runs(call)
         self._steps = None
         if self._taps is not None:
-            self._serve_taps(self._taps, run)
+            self._taps.serve(run.tally)
+            run.known = self._taps.keys
+            run.changes = Changes(self._taps).enter
         for point in self._breaks:
             point.set(run)
         for cache in self._caches:
             cache._attach(self, run)
 
-    @staticmethod
-    def _serve_taps(taps: Taps, run: Run) -> None:
-        taps.serve(run.tally)
-        run.known = taps.keys
-        run.changes = Changes(taps).enter
+    def _retap(self) -> None:
+        """Put taps on the modules that are there now: real weights may have come with the input."""
+        taps = self._tree.taps()
+        if self._taps is not None and taps is not self._taps:
+            self._taps.remove(self)
+            self._taps = taps
+            taps.install(self)
 
     def _stepping(self) -> Steps:
         """The position in the steps of the run, which most runs do without."""
@@ -238,19 +242,12 @@ class Trace:
         prepare, prompts = self._prepare, self._prompts
         if prepare is None:
             raise TraceError("This trace is not open: its `with` block has not begun, or is over.")
-        if prompts is None:
-            self._begin(prepare(), self._edits())
-        elif not prompts.inputs:
-            self._begin(prepare(), self._edits() + prompts.workers(self, []))
-        else:
-            call, rows = prepare.combined(prompts.inputs)  # type: ignore[attr-defined]
-            self._begin(call, self._edits() + prompts.workers(self, rows))
-        taps = self._tree.taps()
-        if self._taps is not None and taps is not self._taps:  # real weights came with the input
-            self._taps.remove(self)
-            self._taps = taps
-            taps.install(self)
-            self._serve_taps(taps, cast("Run", self._run))
+        call, rows = (prepare(), []) if prompts is None else prompts.call(prepare)
+        self._retap()
+        workers = self._edits()
+        if prompts is not None:
+            workers += prompts.workers(self, rows)
+        self._begin(call, workers)
         return cast("Run", self._run)
 
     def invoke(self, *args: Any, **kwargs: Any) -> Invoke:
@@ -309,23 +306,11 @@ class Trace:
         return run.unpadded(value, dims or (1,)) if isinstance(run, Worker) else value
 
     def _part(self) -> "Trace":
-        """The trace of one block among several."""
+        """The trace of one block among several, which has what a request needs, and nothing to open or close."""
         part: Trace = object.__new__(type(self))
-        Trace.__init__(part, self.model, self._tree, lambda: lambda: None, self._paced)
-        part._call, part._outer, part._thread, part._owner = None, self, self._thread, self._owner
+        part.model, part._tree, part._paced, part._thread = self.model, self._tree, self._paced, self._thread
+        part._outer = self
         return part
-
-    def _serve(self, worker: Worker, owner: frames.Owner, trees: tuple[Tree, ...]) -> None:
-        self._run, self._steps, self._owner = worker, None, owner  # type: ignore[assignment]
-        for tree in trees:
-            tree.opened(owner, self)
-
-    def _unserve(self, trees: tuple[Tree, ...]) -> None:
-        for tree in trees:
-            tree.closed(self._owner, self)
-        if self._run is not None:
-            self._tree.remember(self._run.reads)
-        self._run = self._steps = self._outer = None
 
     def _here(self) -> "Trace":
         """This trace, or the part of it that runs the block which asks."""

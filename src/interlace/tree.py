@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from interlace import fakes, ingrad
+from interlace.compiled import quick
 from interlace.errors import NotReachedError, OutsideTraceError, ThreadError, TraceError
 from interlace.frames import Opened, Owner
 from interlace.operators import Inside
@@ -39,6 +40,14 @@ def _children(module: nn.Module) -> dict[str, Any]:
     """The dictionary that holds the children of a module; scripted modules wrap it."""
     held: Any = module._modules
     return getattr(held, "_python_modules", held)  # type: ignore[no-any-return]
+
+
+def _are_same(leaves: list[dict[str, Any]], inner: list[dict[str, Any]], kids: list[dict[str, Any]]) -> bool:
+    """Whether modules that had no children have none, and the others those that they had."""
+    return not any(leaves) and inner == kids
+
+
+_same = _are_same if quick is None else quick.same
 
 
 class Tree:
@@ -102,10 +111,16 @@ class Tree:
 
     def closed(self, owner: Owner, trace: "Trace") -> None:
         """A trace serves no more requests."""
-        first = self._open.get(owner.key)
-        left = None if first is None else first.without(trace)
-        if left is not None:
-            self._open[owner.key] = left
+        others: list[Opened] = []
+        opened = self._open.get(owner.key)
+        while opened is not None:
+            if opened.trace() not in (trace, None):
+                others.append(opened)
+            opened = opened.before
+        for other in reversed(others):
+            opened = Opened(other.code, other.trace, opened)
+        if opened is not None:
+            self._open[owner.key] = opened
         else:
             self._open.pop(owner.key, None)
 
@@ -155,8 +170,7 @@ class Tree:
 
     def remember(self, reads: dict[Key, Any]) -> None:
         """A trace that read these is over."""
-        if reads:
-            self._read.append(reads)
+        self._read.append(reads)
 
     def recalled(self, frame: FrameType | None, site: Site, port: Port, number: int) -> Visit | None:
         """What was read at a visit, for a block of `il.backward`; None where no such block stands here.
@@ -197,7 +211,7 @@ class Tree:
     def taps(self) -> Taps:
         """The taps of all modules, renewed when the model's structure has changed."""
         taps = self._taps
-        if taps is None or any(self._leaves) or self._inner != self._kids:
+        if taps is None or not _same(self._leaves, self._inner, self._kids):
             taps = self._survey()
         return taps
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from interlace.errors import NotReachedError, OrderError, TraceError
+from interlace.frames import Owner
 from interlace.passing import Keep, Passing
 from interlace.pieces import RowVisit, join
 from interlace.recall import Key, weakly
@@ -21,16 +22,20 @@ from interlace.switch import Switch, in_operator
 
 if TYPE_CHECKING:
     from interlace.schedule import Schedule
+    from interlace.trace import Trace
+    from interlace.tree import Tree
 
 
 class Worker:
     """One block beside others in a run.
 
     Args:
+        trace: The trace that the block is a part of; all parts of it may take turns in any order.
         body: Runs the block.
         rows: The rows that are its own; None for all.
         name: What errors call it.
-        group: Shared by the workers of one run, which take turns in any order.
+        trees: Whose envoys the block asks.
+        keep: Told what the block returns.
 
     Attributes:
         place: Where it stands among the others.
@@ -45,15 +50,21 @@ class Worker:
     """
 
     __slots__ = (
-        "_body", "_coverage", "_ended", "_looked", "_schedule", "_view", "name", "pause", "pending", "place", "reads",
-        "rows", "side", "switch", "tells", "trace", "until", "waits", "want",
+        "_body", "_coverage", "_ended", "_keep", "_looked", "_schedule", "_trees", "_view", "name", "pause", "pending",
+        "place", "reads", "rows", "side", "switch", "tells", "trace", "until", "waits", "want",
     )  # fmt: skip
 
     frames: Mapping[int, Any] = {}
     """No forward runs here for the run: what the block calls itself is nobody's operation."""
 
     def __init__(
-        self, body: Callable[["Worker"], Any], rows: Rows | None, name: str, group: object = None
+        self,
+        trace: "Trace",
+        body: Callable[[], Any],
+        rows: Rows | None,
+        name: str,
+        trees: "tuple[Tree, ...]",
+        keep: Callable[[Any], None] | None = None,
     ) -> None:
         self.name = name
         self.rows = rows
@@ -65,15 +76,18 @@ class Worker:
         self.waits: Callable[[], str] | None = None
         self.pending: list[Callable[[], None]] = []
         self.tells: tuple[Visit, Port] | None = None
-        self.trace: Any = None
-        self._body: Callable[[Worker], Any] | None = body
+        self.trace: Trace | None = trace._part()
+        self._body: Callable[[], Any] | None = body
+        self._trees = trees
+        self._keep = keep
         self._view: RowVisit | None = None
         self._schedule: Schedule | None = None
         self._coverage = _coverage()
         self._looked = False
         self._ended: dict[Any, int] = {}  # visits of each site when these rows of a generation had ended
-        self.switch = Switch(self._start, self, group)
-        self.pause = self.switch.pause if self._coverage is None else self._pause
+        alone = self._coverage is None
+        self.switch = Switch(self._serve if alone else self._serve_measured, self, trace._owner)
+        self.pause = self.switch.pause if alone else self._pause
 
     def note(self, live: Visit) -> None:
         """Note, without keeping it alive, what the block has read at a visit and what it has made of it."""
@@ -91,14 +105,42 @@ class Worker:
             first = args[0] if args else next(iter(kwargs.values()))
             self.reads[live.key, live.number, "input"] = weakly(first)
 
-    def _start(self) -> Any:
-        body, self._body = self._body, None
+    def _serve(self) -> None:
+        """Run the block, while requests of this stack go to its part of the trace."""
+        body, part = self._body, self.trace
         assert body is not None
-        if self._coverage is None:
-            return body(self)
+        assert part is not None
+        self._body, owner = None, Owner(sys._getframe())
+        part._run, part._owner = self, owner  # type: ignore[assignment]
+        try:
+            try:
+                for tree in self._trees:
+                    tree.opened(owner, part)
+                result = body()
+                if self.pending:  # edits in place that go back when the model goes on
+                    self.settle()
+                    self.pending.clear()
+                if self._keep is not None:
+                    self._keep(result)
+            finally:
+                self._over(part, owner)
+        except BaseException:
+            self._over(part, owner)  # again: an interrupt may have fallen into it
+            raise
+
+    def _over(self, part: "Trace", owner: Owner) -> None:
+        """Nothing on this stack asks any more."""
+        for tree in self._trees:
+            tree.closed(owner, part)
+        if self.reads:
+            part._tree.remember(self.reads)
+            self.reads = {}
+        part._run = part._steps = part._outer = self.trace = None
+
+    def _serve_measured(self) -> None:
         sys.settrace(self._coverage)
         try:
-            return body(self)
+            self._serve()
         finally:
             own = getattr(sys.gettrace(), "__self__", None)
             sys.settrace(None)
@@ -350,7 +392,7 @@ class Worker:
         self.switch.end()
         self.switch.carries = None  # it carries this worker, which holds it
         self.pause = self.switch.pause  # a bound method of its own would hold it
-        self._schedule = self._body = self._view = None
+        self._schedule = self._body = self._view = self.trace = None
         self.pending.clear()
 
 

@@ -1,16 +1,7 @@
 """What `with model.trace(...) as tracer:` binds, and what it makes."""
 
-from typing import TYPE_CHECKING
-
 from interlace.invoke import Barrier
 from interlace.trace import Trace
-
-if TYPE_CHECKING:
-    from interlace.frames import Owner
-    from interlace.tree import Tree
-    from interlace.workers import Worker
-
-    Trees = tuple[Tree, ...]
 
 
 class InterleavingTracer(Trace):
@@ -30,25 +21,9 @@ class InterleavingTracer(Trace):
     """
 
     def __enter__(self) -> "InterleavingTracer":
+        self._trees = (self._tree, *self._tree.lineage)
         super().__enter__()
-        for tree in self._tree.lineage:
-            tree.opened(self._owner, self)
         return self
-
-    def _close(self) -> None:
-        if self._taps is not None:
-            for tree in self._tree.lineage:
-                tree.closed(self._owner, self)
-        super()._close()
-
-    def _serve(self, worker: "Worker", owner: "Owner", trees: "Trees") -> None:
-        super()._serve(worker, owner, self._family(trees))
-
-    def _unserve(self, trees: "Trees") -> None:
-        super()._unserve(self._family(trees))
-
-    def _family(self, trees: "Trees") -> "Trees":
-        return (*trees, *(tree for tree in self._tree.lineage if tree not in trees))
 
 
 Tracer = InterleavingTracer
