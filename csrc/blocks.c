@@ -1,4 +1,4 @@
-/* One block of several: its request, its turn, its rows of a visit. `Worker.ask`, `Schedule._reached` and `_turns`,
+/* One block of several: its request, its turn, its rows of a visit. `Worker.ask`, `Schedule.reached` and `_turns`,
    `RowVisit`, `join`. */
 
 #include "quick.h"
@@ -32,7 +32,7 @@ static int has_rows(PyObject *rows, PyObject *value)
     return has;
 }
 
-/* Let a prompt have `value` where `whole` stands; takes over `marks`. */
+/* Let a prompt have `value` where `whole` stands, which has rows; takes over `marks`. */
 static int have(PyObject *view, PyObject *whole, PyObject *value, PyObject *marks)
 {
     PyObject *piece = marks == NULL ? NULL : PyType_GenericAlloc(Piece, 0);
@@ -44,6 +44,7 @@ static int have(PyObject *view, PyObject *whole, PyObject *value, PyObject *mark
     PUT(piece, Piece, whole, new_ref(whole));
     PUT(piece, Piece, value, new_ref(value));
     PUT(piece, Piece, _marks, marks);
+    PUT(piece, Piece, fits, new_ref(Py_True));
     int failed = PyDict_SetItem(PEEK(view, RowVisit, pieces), s_result, piece);
     Py_DECREF(piece);
     return failed;
@@ -155,6 +156,8 @@ static int is_touched(PyObject *piece)
     PyObject *whole = PEEK(piece, Piece, whole), *value = PEEK(piece, Piece, value);
     if (value == whole)
         return 0;
+    if (!PyDict_GET_SIZE(PEEK(piece, Piece, _marks)))
+        return 1;
     PyObject *key = PyLong_FromVoidPtr(whole);
     if (key == NULL)
         return FAILED;
@@ -181,10 +184,9 @@ static int append_rows(PyObject *parts, PyObject *whole, PyObject *from, PyObjec
 static int append_piece(PyObject *parts, PyObject *whole, PyObject *piece, PyObject **at)
 {
     PyObject *rows = PEEK(piece, Piece, rows), *start = PEEK(rows, Rows, start), *end;
-    int plain = PEEK(piece, Piece, whole) == whole && Py_TYPE(PEEK(piece, Piece, value)) == Tensor
-                    ? has_rows(rows, whole)
-                    : OTHER;
-    if (plain == 1)
+    int plain = PEEK(piece, Piece, fits) == Py_True && PEEK(piece, Piece, whole) == whole &&
+                Py_TYPE(PEEK(piece, Piece, value)) == Tensor;
+    if (plain)
         plain = PyObject_RichCompareBool(start, *at, Py_GE);
     if (plain != 1 || (end = PyNumber_Add(start, PEEK(rows, Rows, size))) == NULL)
         return plain == 1 ? FAILED : plain;
@@ -251,18 +253,15 @@ static int join(PyObject *visit, PyObject *views)
 static int is_shared(PyObject *views)
 {
     for (Py_ssize_t at = 0; at < PyList_GET_SIZE(views); at++) {
-        PyObject *view = PyList_GET_ITEM(views, at), *pieces = PEEK(view, RowVisit, pieces), *piece, *name;
+        PyObject *view = PyList_GET_ITEM(views, at), *piece, *name;
         Py_ssize_t next = 0;
-        int own = 1;
-        while (own == 1 && PyDict_Next(pieces, &next, &name, &piece))
-            own = has_rows(PEEK(piece, Piece, rows), PEEK(piece, Piece, whole));
-        if (own == OTHER) {
-            PyObject *shares = PyObject_CallMethodNoArgs(view, s_shares);
-            own = shares == NULL ? FAILED : !PyObject_IsTrue(shares);
-            Py_XDECREF(shares);
-        }
-        if (own != 1)
-            return own < 0 ? FAILED : 1;
+        int fits = 1, shares = 0;
+        while (fits && PyDict_Next(PEEK(view, RowVisit, pieces), &next, &name, &piece))
+            fits = PEEK(piece, Piece, fits) == Py_True;
+        if (!fits)
+            shares = truth_of(PyObject_CallMethodNoArgs(view, s_shares));
+        if (shares)
+            return shares;
     }
     return 0;
 }
@@ -295,48 +294,22 @@ static PyObject *own_visit(PyObject *worker, PyObject *schedule, PyObject *visit
     return view;
 }
 
-/* Have a site report at a port. Ordinary: nobody watches it yet. */
-static int report(PyObject *schedule, PyObject *key, PyObject *port)
-{
-    PyObject *run = PEEK(schedule, Schedule, run), *asked = PyDict_GetItemWithError(PEEK(run, Run, _asked), port);
-    PyObject *place = asked == NULL ? NULL : PyTuple_Pack(2, key, port), *watcher = NULL, *watching = NULL;
-    int failed = FAILED, watched = place == NULL ? FAILED : PyDict_Contains(PEEK(run, Run, watchers), place);
-    if (watched == 1) {
-        PyObject *done = PyObject_CallMethodObjArgs(schedule, s__report, key, port, NULL);
-        failed = done == NULL ? FAILED : 0;
-        Py_XDECREF(done);
-    } else if (watched == 0 && (watcher = PyObject_GetAttr(schedule, s__reached)) != NULL &&
-               (watching = PyList_New(1)) != NULL) {
-        PyList_SET_ITEM(watching, 0, new_ref(watcher));
-        if (PySet_Add(PEEK(schedule, Schedule, _expected), place) == 0 &&
-            PyDict_SetItem(PEEK(run, Run, watchers), place, watching) == 0)
-            failed = PySet_Add(asked, key);
-    }
-    Py_XDECREF(place);
-    Py_XDECREF(watcher);
-    Py_XDECREF(watching);
-    return failed;
-}
-
 /* Note that a worker waits for a visit, and have its site report. */
 static int expect(PyObject *schedule, PyObject *worker, PyObject *want)
 {
-    PyObject *waiting = PEEK(schedule, Schedule, _waiting), *others = PyDict_GetItemWithError(waiting, want);
+    PyObject *waiting = PEEK(schedule, Schedule, _waiting), *others = PyDict_GetItemWithError(waiting, want), *asked;
     if (others != NULL)
         return PyList_Append(others, worker);
     PyObject *alone = PyErr_Occurred() ? NULL : PyList_New(1);
     if (alone == NULL)
         return FAILED;
     PyList_SET_ITEM(alone, 0, new_ref(worker));
-    PyObject *key = PyTuple_GET_ITEM(want, 0), *port = PyTuple_GET_ITEM(want, 2), *place = PyTuple_Pack(2, key, port);
-    int expected = place == NULL || PyDict_SetItem(waiting, want, alone) < 0
-                       ? FAILED
-                       : PySet_Contains(PEEK(schedule, Schedule, _expected), place);
+    int failed = PyDict_SetItem(waiting, want, alone);
     Py_DECREF(alone);
-    Py_XDECREF(place);
-    if (expected == 0)
-        expected = report(schedule, key, port);
-    return expected < 0 ? FAILED : 0;
+    if (failed)
+        return FAILED;
+    asked = PyDict_GetItemWithError(PEEK(PEEK(schedule, Schedule, run), Run, _asked), PyTuple_GET_ITEM(want, 2));
+    return asked == NULL ? FAILED : PySet_Add(asked, PyTuple_GET_ITEM(want, 0));
 }
 
 /* Hand the turn back, and with it the place of a tracer, where coverage has one. */

@@ -36,7 +36,7 @@ typedef Py_ssize_t Slot;
     X(Run, pending) X(Run, kinds) X(Run, reads) X(Run, changes) X(Run, _starts) X(Run, _ends) X(Run, _asked) \
     X(Run, _wanted) X(Run, _site) X(Run, stopped) \
     X(Run, _broken) X(Run, _call) X(Run, _held_back) X(Run, _new) X(Run, at_end) X(Run, failed) X(Run, frames) \
-    X(Run, known) X(Run, skipped) X(Served, begun) \
+    X(Run, known) X(Run, skipped) X(Run, schedule) X(Served, begun) \
     X(Tally, stack) X(Tally, before) X(Tally, after) X(Tally, entered) X(Tally, left) \
     X(Switch, _ambient) X(Switch, _home) X(Switch, _level) X(Switch, _resumer) X(Switch, _token) X(Switch, _worker) \
     X(Switch, done) X(Switch, ending) X(Switch, error) X(Switch, carries) X(Switch, _context) X(Switch, _function) \
@@ -47,9 +47,9 @@ typedef Py_ssize_t Slot;
     X(Worker, rows) X(Worker, place) X(Worker, side) X(Worker, want) X(Worker, pending) X(Worker, tells) \
     X(Worker, switch) X(Worker, pause) X(Worker, _view) X(Worker, _schedule) X(Worker, _coverage) X(Worker, _ended) \
     X(Schedule, live) X(Schedule, views) X(Schedule, over) X(Schedule, error) X(Schedule, run) \
-    X(Schedule, _expected) X(Schedule, _waiting) X(Schedule, _held) X(Schedule, _skips) X(Schedule, _ahead) \
+    X(Schedule, _waiting) X(Schedule, _held) X(Schedule, _skips) X(Schedule, _ahead) \
     X(RowVisit, visit) X(RowVisit, rows) X(RowVisit, pieces) \
-    X(Piece, rows) X(Piece, whole) X(Piece, value) X(Piece, _marks) X(Rows, start) X(Rows, size) X(Rows, total)
+    X(Piece, rows) X(Piece, whole) X(Piece, value) X(Piece, _marks) X(Piece, fits) X(Rows, start) X(Rows, size) X(Rows, total)
 
 #define OBJECTS(X) \
     X(RunEnded) X(NOBODY) X(getcurrent) X(gettrace) X(TURN) X(here) X(operators) X(visit) X(remember) X(replace) \
@@ -63,7 +63,7 @@ typedef Py_ssize_t Slot;
     X(tracing) X(gr_context) X(parent) X(job) X(_initialized) X(forward) X(count) X(reach) X(leave) X(broke) \
     X(_record) X(_arrive) X(nothing_came) X(recalled) X(_unreached) X(_meet) X(_start) X(_take_turn) X(add) \
     X(ask) X(port) X(result) X(args) X(reads) X(output) X(input) X(requires_grad) X(shape) X(dtype) X(device) \
-    X(checks) X(data_ptr) X(edited) X(shares) X(note) X(home) X(_model) X(_report) X(_reached) X(_unmet) X(_tell) X(_release) X(_skip_all) \
+    X(checks) X(data_ptr) X(edited) X(shares) X(note) X(home) X(_model) X(_unmet) X(_tell) X(_release) X(_skip_all) \
     X(_forward_hooks) X(_forward_pre_hooks) X(_backward_hooks) X(_backward_pre_hooks)
 
 #define DECLARE_CLASS(name) extern PyTypeObject *name;
@@ -161,6 +161,7 @@ void broke(PyObject *stack, PyObject *key);
 /* blocks.c */
 int block_ask(PyObject *worker, PyObject *site, PyObject *port, PyObject *number, PyObject **found);
 int are_rows(PyObject *view);
+PyObject *schedule_reached(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *rows_read(PyObject *view);
 int rows_replace(PyObject *view, PyObject *value, int checked);
 int rows_put(PyObject *view, PyObject *value);
@@ -184,7 +185,6 @@ PyObject *run_seen(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *count_all(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *worker_ask(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *schedule_turns(PyObject *module, PyObject *const *args, Py_ssize_t size);
-PyObject *schedule_reached(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *place(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *same(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *displace(PyObject *module, PyObject *const *args, Py_ssize_t size);

@@ -155,6 +155,15 @@ static int show(PyObject *visit, PyObject *watching)
     return failed;
 }
 
+/* Let the blocks that stand beside the run's own have a visit. */
+static int serve(PyObject *run, PyObject *visit)
+{
+    PyObject *pair[] = {new_ref(PEEK(run, Run, schedule)), visit}, *done = schedule_reached(NULL, pair, 2);
+    Py_DECREF(pair[0]);
+    Py_XDECREF(done);
+    return done == NULL ? FAILED : 0;
+}
+
 /* Have it recorded, where a block has begun a recording at this very visit. */
 static int record(PyObject *run, PyObject *visit, PyObject *port)
 {
@@ -175,6 +184,8 @@ static int arrive(PyObject *run, PyObject *visit, PyObject *port, PyObject *watc
     PUT(visit, Visit, port, new_ref(port));
     if (watching != NULL && show(visit, watching) < 0)
         return FAILED;
+    if (PEEK(run, Run, schedule) != Py_None && serve(run, visit) < 0)
+        return FAILED;
     passing = PEEK(run, Run, passing);
     if (passing != Py_None && PEEK(PEEK(run, Run, switch), Switch, done) != Py_True) {
         PyObject *later = Py_TYPE(PEEK(PEEK(run, Run, tally), Tally, after)) == Everything ? Py_True : Py_False;
@@ -188,7 +199,7 @@ static int arrive(PyObject *run, PyObject *visit, PyObject *port, PyObject *watc
     if (!waited)
         return record(run, visit, port);
     PUT(run, Run, _wanted, new_ref(Py_None));
-    if (watching == NULL) {
+    if (watching == NULL && PEEK(run, Run, schedule) == Py_None) {
         PyObject *asked = PyDict_GetItemWithError(PEEK(run, Run, _asked), port);
         if (asked == NULL || PySet_Discard(asked, key) < 0)
             return FAILED;
@@ -200,7 +211,10 @@ static int arrive(PyObject *run, PyObject *visit, PyObject *port, PyObject *watc
 }
 
 /* Whether nobody has a use for a visit that the block does not wait for. */
-static int is_idle(PyObject *run, PyObject *watching) { return watching == NULL && PEEK(run, Run, passing) == Py_None; }
+static int is_idle(PyObject *run, PyObject *watching)
+{
+    return watching == NULL && PEEK(run, Run, passing) == Py_None && PEEK(run, Run, schedule) == Py_None;
+}
 
 /* Report a call that has been made, and return what the model goes on with; takes over `result`. */
 PyObject *leave(PyObject *stack, PyObject *key, PyObject *args, PyObject *kwargs, PyObject *result)
@@ -381,7 +395,8 @@ PyObject *run_init(PyObject *module, PyObject *const *args, Py_ssize_t size)
         HOLD(_new, PySet_New(NULL)) || HOLD(frames, PyDict_New()) || HOLD(reads, PyDict_New()) ||
         HOLD(at_end, PyList_New(0)))
         return NULL;
-    const Slot none[] = {Run_live, Run_side, Run_passing, Run_failed, Run__wanted, Run__site, Run_known, Run_changes};
+    const Slot none[] = {Run_live, Run_side, Run_passing, Run_failed, Run__wanted, Run__site, Run_known, Run_changes,
+                         Run_schedule};
     for (size_t at = 0; at < sizeof none / sizeof *none; at++)
         put(run, none[at], new_ref(Py_None));
     PUT(run, Run, stopped, new_ref(Py_False));

@@ -119,8 +119,7 @@ class Given(Called):
                 f"`{self.envoy._path}.trace(x)` has its input already, and an invoke gives another.\n"
                 "Give every input to an invoke of its own."
             )
-        prepared = [self._prepared(args, kwargs) for args, kwargs in inputs]
-        args, kwargs, rows = self.envoy._combine(prepared, self.fn)
+        args, kwargs, rows = self.envoy._combine([self._prepared(*given) for given in inputs], self.fn)
         kwargs = {**kwargs, **self.kwargs}
         copies = self.envoy._copies(self.fn, kwargs)
         if copies:

@@ -30,14 +30,16 @@ class Piece:
     Attributes:
         whole: What the rows were taken from.
         value: What stands there now.
+        fits: Whether `whole` is a tensor with so many rows as the batch.
     """
 
-    __slots__ = ("_marks", "rows", "value", "whole")
+    __slots__ = ("_marks", "fits", "rows", "value", "whole")
 
     def __init__(self, rows: Rows, whole: Any, copy: bool) -> None:
         self.rows = rows
         self.whole = whole
         self._marks: dict[int, Mark] = {}  # by the identity of the tensor that they were taken from
+        self.fits = isinstance(whole, torch.Tensor) and whole.dim() > 0 and whole.size(0) == rows.total
         self.value: Any
         if isinstance(whole, torch.Tensor):
             self.value = self._take(whole, copy)

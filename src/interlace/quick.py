@@ -82,7 +82,7 @@ def hasten(kind: Any) -> None:
         pause=switch.Switch.pause,
         worker_ask=workers.Worker.ask,
         turns=schedule.Schedule._turns,
-        reached=schedule.Schedule._reached,
+        reached=schedule.Schedule.reached,
         join=pieces.join,
         cat=torch.cat,
         guard=switch._guard,
@@ -109,4 +109,4 @@ def hasten(kind: Any) -> None:
     switch.Switch.pause = quick.method(quick.pause)  # type: ignore[method-assign]
     workers.Worker.ask = quick.method(quick.worker_ask)  # type: ignore[method-assign]
     schedule.Schedule._turns = quick.method(quick.turns)  # type: ignore[method-assign]
-    schedule.Schedule._reached = quick.method(quick.reached)  # type: ignore[method-assign]
+    schedule.Schedule.reached = quick.method(quick.reached)  # type: ignore[method-assign]

@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,9 @@ from interlace.recall import Key, weakly
 from interlace.site import Past, Port, Site, Visit, spell
 from interlace.switch import Switch
 from interlace.switch import getcurrent as here
+
+if TYPE_CHECKING:
+    from interlace.schedule import Schedule
 
 _Tensor = torch.Tensor
 _weak = weakref.ref
@@ -114,6 +117,7 @@ class Run:
         changes: Called before blocks get a visit inside a region that may be recomputed.
         kinds: What kind of value was last asked for at the output of each site, by key.
         frames: The operations that report to this run, by the key of the module whose forward they are in.
+        schedule: What serves the blocks that stand beside this one's, until the run is over.
         passing: What is passed in search of a step that may never come.
         at_end: What to undo when the run has ended.
         pending: Called before the model goes on.
@@ -124,7 +128,7 @@ class Run:
     __slots__ = (
         "__weakref__", "_asked", "_broken", "_call", "_ends", "_held_back", "_new", "_site", "_starts", "_wanted",
         "at_end", "changes", "failed", "frames", "kinds", "known", "live", "passing", "pending", "reads", "recorders",
-        "side", "skipped", "stopped", "switch", "tally", "watchers",
+        "schedule", "side", "skipped", "stopped", "switch", "tally", "watchers",
     )  # fmt: skip
 
     def __init__(self, call: Callable[[], Any]) -> None:
@@ -134,6 +138,7 @@ class Run:
         self._asked: dict[Port, Any] = {"input": tally.before, "output": tally.after}
         self.watchers: dict[tuple[Any, Port], list[Watcher]] = {}
         self.recorders: list[tuple[Container[Any], Port, Watcher]] = []
+        self.schedule: Schedule | None = None
         self.live: Visit | None = None
         self.side: Visit | None = None
         self.skipped: list[Site] = []
@@ -397,6 +402,10 @@ class Run:
     def watch(self, key: Any, port: Port, watcher: Watcher) -> None:
         """Have `watcher` called at every visit of a site from now on, before the block sees it."""
         self.watchers.setdefault((key, port), []).append(watcher)
+        self.report_at(key, port)
+
+    def report_at(self, key: Any, port: Port) -> None:
+        """Have the taps of a site report from now on."""
         self._asked[port].add(key)
 
     def record(self, keys: Collection[Any], port: Port, recorder: Watcher) -> None:
@@ -456,11 +465,13 @@ class Run:
         watched = self.watchers.get((key, port), ())
         for watcher in watched:
             watcher(visit)
+        if self.schedule is not None:
+            self.schedule.reached(visit)
         if self.passing is not None and not switch.done:
             self.passing.add(visit, isinstance(self.tally.after, Everything))
         if wanted == (key, visit.number, port):
             self._wanted = None
-            if not watched and not self.recorders:
+            if not watched and not self.recorders and self.schedule is None:
                 self._asked[port].discard(key)
             self.live = visit
             switch.pause()
@@ -552,6 +563,8 @@ class Run:
         visit.port = port
         for watcher in self.watchers.get((visit.key, port), ()):
             watcher(visit)
+        if self.schedule is not None:
+            self.schedule.reached(visit)
 
     def skip(self, site: Site, visit: Visit, value: Any) -> None:
         """Let `value` stand for the call at whose input the model is paused."""

@@ -36,7 +36,7 @@ class Schedule:
     """
 
     __slots__ = (
-        "_ahead", "_expected", "_held", "_skips", "_waiting", "error", "live", "over", "result", "run", "views",
+        "_ahead", "_held", "_skips", "_waiting", "error", "live", "over", "result", "run", "views",
         "workers",
     )  # fmt: skip
 
@@ -48,7 +48,6 @@ class Schedule:
         self.result: Any = None
         self.error: BaseException | None = None
         self.run: Served = None  # type: ignore[assignment]
-        self._expected: set[tuple[Any, Port]] = set()
         self._waiting: dict[Want, list[Worker]] = {}
         self._held: list[Worker] = []
         self._skips: dict[tuple[Any, int], list[tuple[Rows, Any]]] = {}
@@ -128,12 +127,7 @@ class Schedule:
             return
         waiting[want] = [worker]
         key, _, port = want
-        if (key, port) not in self._expected:
-            self._report(key, port)
-
-    def _report(self, key: Any, port: Port) -> None:
-        self._expected.add((key, port))
-        self.run.watch(key, port, self._reached)
+        self.run.report_at(key, port)
 
     def hold(self, worker: Worker) -> None:
         """Note that a worker waits for something else than the model."""
@@ -165,7 +159,8 @@ class Schedule:
 
     # -- on the model's side --------------------------------------------------------------------------------------
 
-    def _reached(self, visit: Visit) -> None:
+    def reached(self, visit: Visit) -> None:
+        """Resume those who wait for a visit, and hand back to the model what they have made of it."""
         if self._skips and visit.port == "output":
             for rows, value in self._skips.pop((visit.key, visit.number), ()):
                 visit.result = splice(rows, visit.result, value)
@@ -263,8 +258,7 @@ class Schedule:
         live = self.live
         assert live is not None
         self._skips.setdefault((live.key, live.number), []).append((rows, value))
-        if (live.key, "output") not in self._expected:
-            self._report(live.key, "output")
+        self.run.report_at(live.key, "output")
         if sum(rows.size for rows, _ in self._skips[live.key, live.number]) == rows.total:
             self.run.skipped.append(site)
 

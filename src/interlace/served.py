@@ -16,18 +16,17 @@ class Served(Run):
     """A run whose workers are started before its model is.
 
     Attributes:
-        schedule: The workers, while they are served.
         begun: Whether they have had their first turn.
         finished: The rows of a generation that have ended.
     """
 
-    __slots__ = ("begun", "finished", "schedule")
+    __slots__ = ("begun", "finished")
 
     def __init__(self, call: Callable[[], Any], schedule: "Schedule") -> None:
         super().__init__(call)
         self.begun = False
         self.finished: Finished | None = None
-        self.schedule: Schedule | None = schedule
+        self.schedule = schedule
 
     def ask(self, site: Site, port: Port, number: int) -> Visit:
         """Run the model until it reaches a visit. See `Run.ask`."""

@@ -82,7 +82,8 @@ class Worker:
         self._keep = keep
         self._view: RowVisit | None = None
         self._schedule: Schedule | None = None
-        self._coverage = _coverage()
+        tracer = sys.gettrace()
+        self._coverage = None if tracer is None else _coverage(tracer)
         self._looked = False
         self._ended: dict[Any, int] = {}  # visits of each site when these rows of a generation had ended
         alone = self._coverage is None
@@ -405,12 +406,11 @@ def _outside_operators() -> None:
         )
 
 
-def _coverage() -> Any:
+def _coverage(tracer: Any) -> Any:
     """A tracer of its own for a worker's stack, where coverage is attached to the thread.
 
     Coverage keeps one stack of frames in a tracer, which two interleaved stacks would unbalance.
     """
-    tracer = sys.gettrace()
-    if tracer is None or type(getattr(tracer, "__self__", tracer)).__module__.partition(".")[0] != "coverage":
+    if type(getattr(tracer, "__self__", tracer)).__module__.partition(".")[0] != "coverage":
         return None
     return threading.gettrace()
