@@ -59,8 +59,8 @@ PyObject *learn(PyObject *module, PyObject *args, PyObject *told)
     CLASSES(LEARN_CLASS)
     OBJECTS(LEARN_OBJECT)
     SLOTS(LEARN_SLOT)
-    if (!PyAnySet_Check(py_operators)) {
-        PyErr_SetString(PyExc_TypeError, "the operators are a set of files");
+    if (!PyAnySet_Check(py_operators) || !PyAnySet_Check(py_LISTS) || !PyList_CheckExact(py_guard)) {
+        PyErr_SetString(PyExc_TypeError, "the operators and the lists are sets, and the guard is in a list");
         return NULL;
     }
     learned = 1;

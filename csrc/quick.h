@@ -6,7 +6,7 @@
 
    learn.c     what is told of the classes and functions of Python
    turns.c     two stacks take turns, each with torch's state of its own
-   run.c       a run: what has passed, the model's arrival at a visit, the block's request for one
+   run.c       a run: its beginning and end, what has passed, the arrival at a visit, the request for one
    tap.c       what runs in place of a module's call
    blocks.c    one block of several: its request, its turn, its rows
    request.c   an envoy's output and input, read and written
@@ -56,14 +56,14 @@ typedef Py_ssize_t Slot;
     X(ambient_read) X(ambient_swap) X(grad) X(set_grad) X(inference) X(autocast) X(functions) X(dispatches) \
     X(hooks) X(transform) X(forward_grad) X(cuda) X(get_output) X(set_output) X(get_input) X(set_attr) X(seen) \
     X(ask) X(resume) X(pause) X(NotReached) X(OrderError) X(property) X(config) X(worker_ask) X(turns) X(reached) \
-    X(join) X(cat) X(guard) X(homes) X(switch_init) X(run_init)
+    X(join) X(cat) X(guard) X(homes) X(switch_init) X(run_init) X(get_item) X(LISTS) X(execute) X(model) X(finish) X(GreenletExit)
 
 #define NAMES(X) \
     X(_tree) X(_open) X(_fused) X(_site) X(_path) X(_run) X(_steps) X(_visit) X(current) X(number) X(switch) \
     X(tracing) X(gr_context) X(parent) X(job) X(_initialized) X(forward) X(count) X(reach) X(leave) X(broke) \
     X(_record) X(_arrive) X(nothing_came) X(recalled) X(_unreached) X(_meet) X(_start) X(_take_turn) X(add) \
     X(ask) X(port) X(result) X(args) X(reads) X(output) X(input) X(requires_grad) X(shape) X(dtype) X(device) \
-    X(checks) X(data_ptr) X(edited) X(shares) X(note) X(home) X(_model) X(_unmet) X(_tell) X(_release) X(_skip_all) \
+    X(checks) X(data_ptr) X(edited) X(shares) X(note) X(home) X(_model) X(_module) X(_modules) X(_close) X(_unmet) X(_tell) X(_release) X(_skip_all) \
     X(_forward_hooks) X(_forward_pre_hooks) X(_backward_hooks) X(_backward_pre_hooks)
 
 #define DECLARE_CLASS(name) extern PyTypeObject *name;
@@ -177,9 +177,12 @@ extern PyTypeObject LineType, ReportType;
 PyObject *learn(PyObject *module, PyObject *args, PyObject *told);
 PyObject *ambient(PyObject *module, PyObject *nothing);
 PyObject *switch_init(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *switch_execute(PyObject *module, PyObject *turns);
 PyObject *switch_resume(PyObject *module, PyObject *turns);
 PyObject *switch_pause(PyObject *module, PyObject *turns);
 PyObject *run_init(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *run_model(PyObject *module, PyObject *run);
+PyObject *run_finish(PyObject *module, PyObject *run);
 PyObject *run_ask(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *run_seen(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *count_all(PyObject *module, PyObject *const *args, Py_ssize_t size);
@@ -191,4 +194,5 @@ PyObject *displace(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *get_output(PyObject *module, PyObject *envoy);
 PyObject *get_input(PyObject *module, PyObject *envoy);
 PyObject *set_output(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *get_item(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *set_attr(PyObject *module, PyObject *const *args, Py_ssize_t size);

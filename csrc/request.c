@@ -271,6 +271,38 @@ PyObject *set_output(PyObject *module, PyObject *const *args, Py_ssize_t size)
     return failed ? NULL : new_ref(Py_None);
 }
 
+/* The envoy of a module that is now what a list has at a place; NULL, without an error, where it is not made yet. */
+static PyObject *made_at(PyObject *envoy, PyObject *name)
+{
+    PyObject *module = PyObject_GetAttr(envoy, s__module), *children = NULL, *child, *held = NULL, *made = NULL, *its;
+    int lists = module == NULL ? FAILED : PySet_Contains(py_LISTS, (PyObject *)Py_TYPE(module));
+    if (lists == 1 && (children = PyObject_GetAttr(module, s__modules)) != NULL && PyDict_Check(children) &&
+        (child = PyDict_GetItemWithError(children, name)) != NULL &&
+        (held = PyObject_GenericGetDict(envoy, NULL)) != NULL &&
+        (made = PyDict_GetItemWithError(held, name)) != NULL) {
+        Py_INCREF(made);
+        if ((its = PyObject_GetAttr(made, s__module)) != child)
+            Py_CLEAR(made);
+        Py_XDECREF(its);
+    }
+    Py_XDECREF(module);
+    Py_XDECREF(children);
+    Py_XDECREF(held);
+    return made;
+}
+
+/* Ordinary: a module of a list, by its number, whose envoy is made. */
+PyObject *get_item(PyObject *module, PyObject *const *args, Py_ssize_t size)
+{
+    if (size == 2 && PyLong_CheckExact(args[1])) {
+        PyObject *name = PyObject_Str(args[1]), *made = name == NULL ? NULL : made_at(args[0], name);
+        Py_XDECREF(name);
+        if (made != NULL || PyErr_Occurred())
+            return made;
+    }
+    return PyObject_Vectorcall(py_get_item, args, size, NULL);
+}
+
 /* Ordinary: the output of an envoy whose class hides nothing. */
 PyObject *set_attr(PyObject *module, PyObject *const *args, Py_ssize_t size)
 {

@@ -409,6 +409,66 @@ PyObject *run_init(PyObject *module, PyObject *const *args, Py_ssize_t size)
     return failed ? NULL : new_ref(Py_None);
 }
 
+/* The model's call, on its own stack. */
+PyObject *run_model(PyObject *module, PyObject *run)
+{
+    if (!is_run(run) || PEEK(run, Run, _call) == Py_None)
+        return PyObject_CallOneArg(py_model, run);
+    PyObject *tally = new_ref(PEEK(run, Run, tally)), *call = new_ref(PEEK(run, Run, _call)), *result = NULL;
+    PyObject *here = PyObject_CallNoArgs(py_getcurrent);
+    PUT(run, Run, _call, new_ref(Py_None));
+    if (here != NULL) {
+        PUT(tally, Tally, stack, here);
+        result = PyObject_CallNoArgs(call);
+        PUT(tally, Tally, stack, new_ref(py_NOBODY));
+    }
+    Py_DECREF(tally);
+    Py_DECREF(call);
+    return result;
+}
+
+/* -- and the end: `Run.finish` ------------------------------------------------------------------------------------- */
+
+/* The model has ended. Ordinary: without an error, and nothing is to be undone. */
+static int end(PyObject *run)
+{
+    if (PEEK(PEEK(run, Run, switch), Switch, error) != Py_None || PyList_GET_SIZE(PEEK(run, Run, at_end))) {
+        PyObject *done = PyObject_CallMethodNoArgs(run, s__close);
+        Py_XDECREF(done);
+        return done == NULL ? FAILED : 0;
+    }
+    PUT(run, Run, live, new_ref(Py_None));
+    PUT(run, Run, side, new_ref(Py_None));
+    PyDict_Clear(PEEK(run, Run, watchers));
+    PyDict_Clear(PEEK(run, Run, frames));
+    PyObject *recorders = PEEK(run, Run, recorders);
+    return PyList_SetSlice(recorders, 0, PyList_GET_SIZE(recorders), NULL);
+}
+
+/* Let the model run to its end. Ordinary: nothing waits for it to go on. */
+PyObject *run_finish(PyObject *module, PyObject *run)
+{
+    PyObject *turns = is_run(run) ? PEEK(run, Run, switch) : NULL;
+    int plain = turns != NULL && Py_TYPE(turns) == Switch && !PyList_GET_SIZE(PEEK(run, Run, pending));
+    if (plain)
+        PUT(run, Run, _wanted, new_ref(Py_None));
+    while (plain == ORDINARY && PEEK(turns, Switch, done) != Py_True) {
+        if ((plain = may_resume(turns)) != ORDINARY)
+            break;
+        PyObject *live = new_ref(PEEK(run, Run, live));
+        PUT(run, Run, live, new_ref(Py_None));
+        plain = take_turn(turns) < 0 ? FAILED : ORDINARY;
+        if (plain < 0) /* it could not go on, and is where it was */
+            PUT(run, Run, live, new_ref(live));
+        Py_DECREF(live);
+        if (plain == ORDINARY && (resume(turns) < 0 || (PEEK(turns, Switch, done) == Py_True && end(run) < 0)))
+            plain = FAILED;
+    }
+    if (plain == OTHER)
+        return PyObject_CallOneArg(py_finish, run);
+    return plain < 0 ? NULL : new_ref(PEEK(turns, Switch, result));
+}
+
 /* -- the block's side: `Run.ask` ------------------------------------------------------------------------------------- */
 
 /* Whether the model is paused at a visit; the input of one can still be read at its output. */

@@ -272,3 +272,32 @@ PyObject *switch_pause(PyObject *module, PyObject *turns)
         return NULL;
     Py_RETURN_NONE;
 }
+
+/* Run the function to its end, on the stack that it is given. */
+PyObject *switch_execute(PyObject *module, PyObject *turns)
+{
+    if (!is_switch(turns) || PEEK(turns, Switch, _function) == Py_None)
+        return PyObject_CallOneArg(py_execute, turns);
+    PyObject *function = new_ref(PEEK(turns, Switch, _function));
+    PUT(turns, Switch, _function, new_ref(Py_None));
+    PyObject *result = PyObject_CallNoArgs(function);
+    Py_DECREF(function);
+    int leaves = result == NULL && PyErr_ExceptionMatches(py_GreenletExit); /* the worker itself is going away */
+    if (result != NULL)
+        PUT(turns, Switch, result, result);
+    else if (PyErr_ExceptionMatches(py_RunEnded)) {
+        PyErr_Clear();
+        PUT(turns, Switch, unwound, new_ref(Py_True));
+    } else if (!leaves) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        PyErr_NormalizeException(&type, &value, &traceback);
+        if (traceback != NULL)
+            PyException_SetTraceback(value, traceback);
+        PUT(turns, Switch, error, value);
+        Py_DECREF(type);
+        Py_XDECREF(traceback);
+    }
+    PUT(turns, Switch, done, new_ref(Py_True));
+    return leaves ? NULL : new_ref(Py_None);
+}

@@ -80,7 +80,9 @@ class Called:
         envoy, fn = self.envoy, self.fn
         if self.loads:
             envoy._tree.load()
-        return envoy._prepare_input(*args, **kwargs) if fn is None else envoy._function_input(fn, args, kwargs)
+        return (
+            envoy._prepare_input(*args, **kwargs) if fn is None else envoy._function_input(fn, args, kwargs)
+        )
 
     def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
         """The call on prepared input, moved to where the model is."""

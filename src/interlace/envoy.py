@@ -830,13 +830,13 @@ def _make(tree: Tree, path: str, above: Envoy | None) -> Envoy:
     return envoy
 
 
-LISTS = (nn.ModuleList, nn.Sequential)
+LISTS = frozenset({nn.ModuleList, nn.Sequential})
 """Modules whose children are named by their index."""
 
 FEATURES = frozenset(name for name in vars(Envoy) if not name.startswith("_") and name != "envoys")
 """The public names of an envoy. A submodule of such a name keeps it; the feature is then `nns_<name>`."""
 
-hasten(Envoy)
+hasten(Envoy, LISTS)
 
 VALUES = ("output", "input", "inputs")
 """The features that can be assigned."""

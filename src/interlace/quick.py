@@ -30,11 +30,12 @@ from interlace.errors import NotReachedError, OrderError, RunEnded
 from interlace.frames import Opened
 
 
-def hasten(kind: Any) -> None:
+def hasten(kind: Any, lists: frozenset[type]) -> None:
     """Let the class of envoys ask in C, where that is there.
 
     Args:
         kind: The class; its own properties serve all other cases.
+        lists: Classes of modules whose children are named by their index.
     """
     if quick is None:
         return
@@ -76,6 +77,8 @@ def hasten(kind: Any) -> None:
         set_output=output.fset,
         get_input=taken.fget,
         set_attr=kind.__setattr__,
+        get_item=kind.__getitem__,
+        LISTS=lists,
         seen=run.Run.seen,
         ask=run.Run.ask,
         resume=switch.Switch.resume,
@@ -89,6 +92,10 @@ def hasten(kind: Any) -> None:
         homes=switch._homes,
         switch_init=switch.Switch.__init__,
         run_init=run.Run.__init__,
+        execute=switch.Switch._execute,
+        model=run.Run._model,
+        finish=run.Run.finish,
+        GreenletExit=switch.GreenletExit,
         **ambient.READERS,
     )
     try:
@@ -101,10 +108,14 @@ def hasten(kind: Any) -> None:
     kind.output = own
     kind.input = property(quick.get_input, taken.fset, doc=taken.__doc__)
     kind.__setattr__ = quick.method(quick.set_attr)
+    kind.__getitem__ = quick.method(quick.get_item)
     run.Run.__init__ = quick.method(quick.run_init)  # type: ignore[method-assign]
+    run.Run._model = quick.method(quick.model)  # type: ignore[method-assign]
+    run.Run.finish = quick.method(quick.finish)  # type: ignore[method-assign]
     run.Run.seen = quick.method(quick.seen)  # type: ignore[method-assign]
     run.Run.ask = quick.method(quick.ask)  # type: ignore[method-assign]
     switch.Switch.__init__ = quick.method(quick.switch_init)  # type: ignore[method-assign]
+    switch.Switch._execute = quick.method(quick.execute)  # type: ignore[method-assign]
     switch.Switch.resume = quick.method(quick.resume)  # type: ignore[method-assign]
     switch.Switch.pause = quick.method(quick.pause)  # type: ignore[method-assign]
     workers.Worker.ask = quick.method(quick.worker_ask)  # type: ignore[method-assign]

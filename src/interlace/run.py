@@ -462,16 +462,12 @@ class Run:
         changed = None
         if self.changes is not None and (not _forward_grad() or _top_hooks(True) is not None):
             changed = self.changes(visit)
-        watched = self.watchers.get((key, port), ())
-        for watcher in watched:
-            watcher(visit)
-        if self.schedule is not None:
-            self.schedule.reached(visit)
+        self._tell(visit, port)
         if self.passing is not None and not switch.done:
             self.passing.add(visit, isinstance(self.tally.after, Everything))
         if wanted == (key, visit.number, port):
             self._wanted = None
-            if not watched and not self.recorders and self.schedule is None:
+            if self.schedule is None and not self.recorders and (key, port) not in self.watchers:
                 self._asked[port].discard(key)
             self.live = visit
             switch.pause()

@@ -21,8 +21,9 @@ from types import FrameType
 from typing import Any
 
 import torch
-from greenlet import GreenletExit, greenlet
+from greenlet import GreenletExit as GreenletExit
 from greenlet import getcurrent as getcurrent
+from greenlet import greenlet
 
 from interlace import ambient, unwind
 from interlace.compiled import quick
