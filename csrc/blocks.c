@@ -266,6 +266,47 @@ static int is_shared(PyObject *views)
     return 0;
 }
 
+/* -- a block's worker ---------------------------------------------------------------------------------------------- */
+
+/* Let a slot of a worker hold what was made; FAILED where it could not be. */
+static int hold(PyObject *worker, Slot slot, PyObject *made)
+{
+    if (made != NULL)
+        put(worker, slot, made);
+    return made == NULL ? FAILED : 0;
+}
+
+#define HOLD(name, made) (hold(worker, Worker_##name, made) < 0)
+
+/* Make a worker. Ordinary: nobody traces, so that coverage needs no tracer of its own for it. */
+PyObject *worker_init(PyObject *module, PyObject *const *args, Py_ssize_t size)
+{
+    int plain = size == 7 && learned && Py_TYPE(args[0]) == Worker ? gives_none(PyObject_CallNoArgs(py_gettrace)) : OTHER;
+    if (plain != ORDINARY)
+        return plain < 0 ? NULL : PyObject_Vectorcall(py_worker_init, args, size, NULL);
+    PyObject *worker = args[0], *trace = args[1], *serve = NULL, *owner = NULL;
+    const Slot none[] = {Worker_side, Worker_want, Worker_until, Worker_waits, Worker_tells, Worker__view,
+                         Worker__schedule, Worker__coverage};
+    for (size_t at = 0; at < sizeof none / sizeof *none; at++)
+        put(worker, none[at], new_ref(Py_None));
+    PUT(worker, Worker, _body, new_ref(args[2]));
+    PUT(worker, Worker, rows, new_ref(args[3]));
+    PUT(worker, Worker, name, new_ref(args[4]));
+    PUT(worker, Worker, _trees, new_ref(args[5]));
+    PUT(worker, Worker, _keep, new_ref(args[6]));
+    PUT(worker, Worker, place, new_ref(zero));
+    PUT(worker, Worker, _looked, new_ref(Py_False));
+    int failed = HOLD(reads, PyDict_New()) || HOLD(_ended, PyDict_New()) || HOLD(pending, PyList_New(0)) ||
+                 HOLD(trace, PyObject_CallMethodNoArgs(trace, s__part)) ||
+                 (serve = PyObject_GetAttr(worker, s__serve)) == NULL ||
+                 (owner = PyObject_GetAttr(trace, s__owner)) == NULL ||
+                 HOLD(switch, PyObject_CallFunctionObjArgs((PyObject *)Switch, serve, worker, owner, NULL)) ||
+                 HOLD(pause, PyObject_GetAttr(PEEK(worker, Worker, switch), s_pause));
+    Py_XDECREF(serve);
+    Py_XDECREF(owner);
+    return failed ? NULL : new_ref(Py_None);
+}
+
 /* -- a block's request --------------------------------------------------------------------------------------------- */
 
 /* A visit as a block sees it: with its rows only, where it has rows of its own. */

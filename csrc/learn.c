@@ -59,7 +59,7 @@ PyObject *learn(PyObject *module, PyObject *args, PyObject *told)
     CLASSES(LEARN_CLASS)
     OBJECTS(LEARN_OBJECT)
     SLOTS(LEARN_SLOT)
-    if (!PyAnySet_Check(py_operators) || !PyAnySet_Check(py_LISTS) || !PyList_CheckExact(py_guard)) {
+    if (!PyAnySet_Check(py_operators) || !PyAnySet_Check(py_LISTS) || !PyAnySet_Check(py_enters) || !PyList_CheckExact(py_guard)) {
         PyErr_SetString(PyExc_TypeError, "the operators and the lists are sets, and the guard is in a list");
         return NULL;
     }

@@ -9,6 +9,7 @@
    run.c       a run: its beginning and end, what has passed, the arrival at a visit, the request for one
    tap.c       what runs in place of a module's call
    blocks.c    one block of several: its request, its turn, its rows
+   owners.c    the frame that a trace belongs to, and the trace that is open there
    request.c   an envoy's output and input, read and written
    module.c    what Python can call */
 
@@ -29,7 +30,7 @@ typedef Py_ssize_t Slot;
 
 #define CLASSES(X) \
     X(Run) X(Edited) X(Served) X(Tally) X(Switch) X(Home) X(Visit) X(Site) X(Opened) X(Tensor) X(Everything) \
-    X(Worker) X(Schedule) X(RowVisit) X(Piece) X(Rows) X(Counts)
+    X(Worker) X(Schedule) X(RowVisit) X(Piece) X(Rows) X(Counts) X(Owner)
 
 #define SLOTS(X) \
     X(Run, tally) X(Run, live) X(Run, side) X(Run, switch) X(Run, passing) X(Run, watchers) X(Run, recorders) \
@@ -49,6 +50,8 @@ typedef Py_ssize_t Slot;
     X(Schedule, live) X(Schedule, views) X(Schedule, over) X(Schedule, error) X(Schedule, run) \
     X(Schedule, _waiting) X(Schedule, _held) X(Schedule, _skips) X(Schedule, _ahead) \
     X(RowVisit, visit) X(RowVisit, rows) X(RowVisit, pieces) \
+    X(Worker, name) X(Worker, reads) X(Worker, until) X(Worker, waits) X(Worker, trace) X(Worker, _body) \
+    X(Worker, _trees) X(Worker, _keep) X(Worker, _looked) X(Owner, key) X(Owner, code) \
     X(Piece, rows) X(Piece, whole) X(Piece, value) X(Piece, _marks) X(Piece, fits) X(Rows, start) X(Rows, size) X(Rows, total)
 
 #define OBJECTS(X) \
@@ -56,14 +59,15 @@ typedef Py_ssize_t Slot;
     X(ambient_read) X(ambient_swap) X(grad) X(set_grad) X(inference) X(autocast) X(functions) X(dispatches) \
     X(hooks) X(transform) X(forward_grad) X(cuda) X(get_output) X(set_output) X(get_input) X(set_attr) X(seen) \
     X(ask) X(resume) X(pause) X(NotReached) X(OrderError) X(property) X(config) X(worker_ask) X(turns) X(reached) \
-    X(join) X(cat) X(guard) X(homes) X(switch_init) X(run_init) X(get_item) X(LISTS) X(execute) X(model) X(finish) X(GreenletExit)
+    X(join) X(cat) X(guard) X(homes) X(switch_init) X(run_init) X(owner) X(opened) X(closed) X(contextlib) X(enters) X(worker_init) \
+    X(get_item) X(LISTS) X(execute) X(model) X(finish) X(GreenletExit)
 
 #define NAMES(X) \
     X(_tree) X(_open) X(_fused) X(_site) X(_path) X(_run) X(_steps) X(_visit) X(current) X(number) X(switch) \
     X(tracing) X(gr_context) X(parent) X(job) X(_initialized) X(forward) X(count) X(reach) X(leave) X(broke) \
     X(_record) X(_arrive) X(nothing_came) X(recalled) X(_unreached) X(_meet) X(_start) X(_take_turn) X(add) \
     X(ask) X(port) X(result) X(args) X(reads) X(output) X(input) X(requires_grad) X(shape) X(dtype) X(device) \
-    X(checks) X(data_ptr) X(edited) X(shares) X(note) X(home) X(_model) X(_module) X(_modules) X(_close) X(_unmet) X(_tell) X(_release) X(_skip_all) \
+    X(checks) X(data_ptr) X(edited) X(shares) X(note) X(home) X(_part) X(_serve) X(_owner) X(pause) X(_model) X(_module) X(_modules) X(_close) X(_unmet) X(_tell) X(_release) X(_skip_all) \
     X(_forward_hooks) X(_forward_pre_hooks) X(_backward_hooks) X(_backward_pre_hooks)
 
 #define DECLARE_CLASS(name) extern PyTypeObject *name;
@@ -166,6 +170,9 @@ PyObject *rows_read(PyObject *view);
 int rows_replace(PyObject *view, PyObject *value, int checked);
 int rows_put(PyObject *view, PyObject *value);
 
+/* owners.c */
+int find_trace(PyObject *tree, PyObject **trace);
+
 /* request.c */
 int agree(PyObject *one, PyObject *other, PyObject *name);
 
@@ -186,6 +193,10 @@ PyObject *run_finish(PyObject *module, PyObject *run);
 PyObject *run_ask(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *run_seen(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *count_all(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *frame_owner(PyObject *module, PyObject *frame);
+PyObject *tree_opened(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *tree_closed(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *worker_init(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *worker_ask(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *schedule_turns(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *place(PyObject *module, PyObject *const *args, Py_ssize_t size);

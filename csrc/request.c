@@ -1,51 +1,6 @@
-/* The block's side: `Tree.trace_at`, `Trace._visit`, and the output and input of an envoy. */
+/* The block's side: `Trace._visit`, and the output, input and items of an envoy. */
 
 #include "quick.h"
-
-/* What a weak reference leads to; NULL, without an error, where that is gone. */
-static PyObject *deref(PyObject *weak)
-{
-    PyObject *found = PyObject_CallNoArgs(weak);
-    if (found == Py_None)
-        Py_CLEAR(found);
-    return found;
-}
-
-/* Ordinary: a frame outward from the asker's has a trace open, and no operator written in Python stands between. */
-static int find_trace(PyObject *tree, PyObject **trace)
-{
-    PyObject *open = PyObject_GetAttr(tree, s__open);
-    if (open == NULL)
-        return FAILED;
-    int found = OTHER;
-    PyFrameObject *frame = PyDict_CheckExact(open) && PyDict_GET_SIZE(open) ? PyEval_GetFrame() : NULL;
-    Py_XINCREF(frame);
-    while (frame != NULL && found == OTHER) {
-        PyObject *code = (PyObject *)PyFrame_GetCode(frame), *id = PyLong_FromVoidPtr(frame), *opened = NULL;
-        if (id == NULL || ((opened = PyDict_GetItemWithError(open, id)) == NULL && PyErr_Occurred()))
-            found = FAILED;
-        for (; found == OTHER && opened != NULL && Py_TYPE(opened) == Opened; opened = PEEK(opened, Opened, before)) {
-            if (PEEK(opened, Opened, code) != code)
-                continue;
-            if ((*trace = deref(PEEK(opened, Opened, trace))) != NULL)
-                found = ORDINARY;
-            else if (PyErr_Occurred())
-                found = FAILED;
-        }
-        int inside = found == OTHER ? PySet_Contains(py_operators, ((PyCodeObject *)code)->co_filename) : 0;
-        Py_XDECREF(id);
-        Py_DECREF(code);
-        if (inside) {
-            found = inside < 0 ? FAILED : OTHER;
-            break;
-        }
-        if (found == OTHER)
-            Py_SETREF(frame, PyFrame_GetBack(frame));
-    }
-    Py_XDECREF(frame);
-    Py_DECREF(open);
-    return found;
-}
 
 /* The visit that a request means now, which depends on the step that a loop is in. */
 static PyObject *number_now(PyObject *trace, PyObject *site, PyObject *port)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import sysconfig
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import interlace as il
-from interlace import compiled, run, site, switch
+from interlace import compiled, run, schedule, served, site, switch, workers
 from interlace.compiled import quick
 
 BUILT = "c = __import__('interlace.compiled', fromlist=['c']); print(c.how)"
@@ -70,6 +71,25 @@ def test_what_is_in_c_has_the_names_and_words_of_python() -> None:
         lambda: quick.ask(1, 2, 3, 4),
         lambda: quick.resume(3),
         lambda: quick.pause(3),
+        lambda: quick.switch_init(),
+        lambda: quick.switch_init(1, 2, 3),
+        lambda: quick.execute(3),
+        lambda: quick.run_init(1, 2),
+        lambda: quick.model(3),
+        lambda: quick.finish(3),
+        lambda: quick.owner(3),
+        lambda: quick.opened(1, 2, 3),
+        lambda: quick.closed(1, 2, 3),
+        lambda: quick.worker_init(1, 2, 3, 4, 5, 6, 7),
+        lambda: quick.worker_ask(1, 2, 3, 4),
+        lambda: quick.turns(1, []),
+        lambda: quick.turns(schedule.Schedule([]), [1]),
+        lambda: quick.reached(1, 2),
+        lambda: quick.reached(schedule.Schedule([]), 1),
+        lambda: quick.get_item(3),
+        lambda: quick.get_item([3], 0),
+        lambda: quick.same([], [{}], []),
+        lambda: quick.same([1], [], []),
         lambda: quick.count(1, 2),
         lambda: quick.count([[]], run.Counts()),
         lambda: quick.place([], "a", {}),
@@ -94,8 +114,13 @@ def test_objects_that_were_never_made_are_errors_and_no_crash() -> None:
     for call in (
         lambda: quick.ask(blank_run, place, "output", 0),
         lambda: quick.ask(run.Run(dict), site.Site.__new__(site.Site), "output", 0),
+        lambda: quick.finish(blank_run),
+        lambda: quick.model(blank_run),
         lambda: switch.Switch.__new__(switch.Switch).resume(),
         lambda: switch.Switch.__new__(switch.Switch).pause(),
+        lambda: switch.Switch.__new__(switch.Switch)._execute(),
+        lambda: workers.Worker.__new__(workers.Worker).ask(place, "output", 0),
+        lambda: schedule.Schedule.__new__(schedule.Schedule).reached(site.Visit(1, 0, (), {})),
     ):
         with pytest.raises(AttributeError):
             call()
@@ -139,12 +164,57 @@ def test_torch_compile_is_not_held_up(container: bool) -> None:
     torch._dynamo.reset()
 
 
+def kinds_of_slots() -> dict[str, dict[str, str]]:
+    """What runs, switches and workers begin with, by the names of their slots."""
+    trace = il.Model(nn.ReLU()).trace(torch.ones(1))
+    trace._owner = None  # which it has from when it is entered
+    made = [
+        run.Run(int),
+        served.Served(int, schedule.Schedule([])),
+        switch.Switch(int, None),
+        workers.Worker(trace, int, None, "a block", (), None),
+    ]
+    slots = [
+        run.Run.__slots__,
+        (*run.Run.__slots__, *served.Served.__slots__),
+        switch.Switch.__slots__,
+        workers.Worker.__slots__,
+    ]
+    return {
+        type(one).__name__: {
+            name: type(getattr(one, name)).__name__ for name in names if name not in ("__weakref__", "_home")
+        }
+        for one, names in zip(made, slots, strict=True)
+    }
+
+
+def test_what_is_made_in_c_is_what_python_makes() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", "from tests.test_compiled import *; print(kinds_of_slots())"],
+        env={**os.environ, compiled.SETTING: "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(kinds_of_slots()) == ran.stdout.strip()
+
+
 @needs_it
 def test_counts_drift_nowhere() -> None:
     """Each reference that is taken in C is given back: of what is in every trace there are no more afterwards."""
     net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     model, x = il.Model(net), torch.ones(1, 2)
     edited = model.edit(lambda model: model[0].output.add_(1))
+
+    def rows() -> None:
+        model[0].output = model[0].output + 1
+        model[1].output = x
+        model[2].output[:] = 0
+
+    def several(*blocks: Callable[[], Any]) -> None:
+        with model.trace() as tracer:
+            for block in blocks:
+                tracer.invoke(x)(block)
 
     def once() -> None:
         with model.trace(x):
@@ -162,6 +232,9 @@ def test_counts_drift_nowhere() -> None:
             ):
                 block()
         edited(x)
+        several(rows, lambda: model[2].output)
+        with pytest.raises(ValueError):
+            several(rows, lambda: int("one"))
 
     watched = [
         None,

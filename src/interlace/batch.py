@@ -29,8 +29,6 @@ def concatenate(inputs: list[Input]) -> Batch:
         InputError: They do not fit together; names the first two that differ, and the field.
     """
     first_args, first_kwargs = inputs[0]
-    positional: list[list[Any]] = [[] for _ in first_args]
-    named: dict[str, Any] = {}
     rows, end = [], 0
     for number, (args, kwargs) in enumerate(inputs):
         size = _rows(args, kwargs, number)
@@ -41,17 +39,12 @@ def concatenate(inputs: list[Input]) -> Batch:
                 f"The inputs of invoke 0 and invoke {number} cannot be combined: one has {_fields(*inputs[0])}, the "
                 f"other {_fields(args, kwargs)}."
             )
-        for values, value in zip(positional, args, strict=True):
-            values.append(value)
-        for key in kwargs:
-            named.setdefault(key, []).append(kwargs[key])
         rows.append(Rows(end, size, 0))
         end += size
     for own in rows:
         own.total = end
-    for key in named:
-        named[key] = _join(named[key], f"`{key}`")
-    joined = [_join(values, f"argument {at}") for at, values in enumerate(positional)]
+    joined = [_join([args[at] for args, _ in inputs], f"argument {at}") for at in range(len(first_args))]
+    named = {key: _join([kwargs[key] for _, kwargs in inputs], f"`{key}`") for key in first_kwargs}
     return tuple(joined), named, rows
 
 

@@ -170,10 +170,11 @@ def clear(envoy: "Envoy") -> None:
     edits[:] = [stored for stored in edits if stored.path != envoy._path]
 
 
-def worker(trace: "Trace", stored: Edit) -> Worker:
+def worker(trace: "Trace", stored: Stored) -> Worker:
     """A worker for a stored edit, over the whole batch."""
-    trees = (*trace._trees, *older(trace, stored))
-    return Worker(trace, lambda: _apply(trace, stored), None, f"the edit of `{stored.path}`", trees)
+    made = stored.made(trace.model)
+    trees = (*trace._trees, *older(trace, made))
+    return Worker(trace, lambda: _apply(trace, made), None, f"the edit of `{made.path}`", trees, None)
 
 
 def _apply(trace: "Trace", stored: Edit) -> None:

@@ -12,6 +12,7 @@ import torch
 from interlace import (
     ambient,
     edit,
+    frames,
     pieces,
     rows,
     run,
@@ -21,13 +22,13 @@ from interlace import (
     switch,
     tap,
     trace,
+    tree,
     workers,
     writes,
 )
 from interlace.compiled import quick
 from interlace.config import config
 from interlace.errors import NotReachedError, OrderError, RunEnded
-from interlace.frames import Opened
 
 
 def hasten(kind: Any, lists: frozenset[type]) -> None:
@@ -58,7 +59,7 @@ def hasten(kind: Any, lists: frozenset[type]) -> None:
         Home=switch.Home,
         Visit=site.Visit,
         Site=site.Site,
-        Opened=Opened,
+        Opened=frames.Opened,
         Tensor=torch.Tensor,
         RunEnded=RunEnded,
         NotReached=NotReachedError,
@@ -83,6 +84,13 @@ def hasten(kind: Any, lists: frozenset[type]) -> None:
         ask=run.Run.ask,
         resume=switch.Switch.resume,
         pause=switch.Switch.pause,
+        Owner=frames.Owner,
+        owner=frames.owner,
+        opened=tree.Tree.opened,
+        closed=tree.Tree.closed,
+        contextlib=frames._CONTEXTLIB,
+        enters=frames._ENTERS,
+        worker_init=workers.Worker.__init__,
         worker_ask=workers.Worker.ask,
         turns=schedule.Schedule._turns,
         reached=schedule.Schedule.reached,
@@ -118,6 +126,10 @@ def hasten(kind: Any, lists: frozenset[type]) -> None:
     switch.Switch._execute = quick.method(quick.execute)  # type: ignore[method-assign]
     switch.Switch.resume = quick.method(quick.resume)  # type: ignore[method-assign]
     switch.Switch.pause = quick.method(quick.pause)  # type: ignore[method-assign]
+    frames.owner = quick.owner
+    tree.Tree.opened = quick.method(quick.opened)  # type: ignore[method-assign]
+    tree.Tree.closed = quick.method(quick.closed)  # type: ignore[method-assign]
+    workers.Worker.__init__ = quick.method(quick.worker_init)  # type: ignore[method-assign]
     workers.Worker.ask = quick.method(quick.worker_ask)  # type: ignore[method-assign]
     schedule.Schedule._turns = quick.method(quick.turns)  # type: ignore[method-assign]
     schedule.Schedule.reached = quick.method(quick.reached)  # type: ignore[method-assign]

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any, cast
 
@@ -207,7 +208,7 @@ class Trace:
 
     def _edits(self) -> list[Worker]:
         """The stored edits of the model, as blocks that come before those of this trace."""
-        return [edit.worker(self, stored.made(self.model)) for stored in self._tree.edits]
+        return list(map(partial(edit.worker, self), self._tree.edits))
 
     def _begin(self, call: Call, workers: list[Worker]) -> None:
         self._run = run = Schedule(workers).around(call) if workers else self._runs(call)

@@ -64,7 +64,7 @@ class Worker:
         rows: Rows | None,
         name: str,
         trees: "tuple[Tree, ...]",
-        keep: Callable[[Any], None] | None = None,
+        keep: Callable[[Any], None] | None,
     ) -> None:
         self.name = name
         self.rows = rows
