@@ -9,7 +9,7 @@
 int are_rows(PyObject *view)
 {
     return Py_TYPE(view) == RowVisit && PEEK(view, RowVisit, pieces) != NULL &&
-           Py_TYPE(PEEK(view, RowVisit, visit)) == Visit;
+           Py_TYPE(PEEK(view, RowVisit, visit)) == Visit && PyObject_TypeCheck(PEEK(view, RowVisit, rows), Rows);
 }
 
 /* The output of a visit as one prompt has it so far, borrowed; NULL where it has asked for nothing yet. */
@@ -50,17 +50,34 @@ static int have(PyObject *view, PyObject *whole, PyObject *value, PyObject *mark
     return failed;
 }
 
+/* Address, shape and strides of a tensor; None for one that has no such. */
+static PyObject *place_of(PyObject *tensor)
+{
+    PyObject *layout = Py_TYPE(tensor) == Tensor ? PyObject_GetAttr(tensor, s_layout) : new_ref(Py_None);
+    PyObject *address = NULL, *shape = NULL, *strides = NULL, *place = NULL;
+    Py_XDECREF(layout);
+    if (layout != py_strided)
+        return layout == NULL ? NULL : new_ref(Py_None);
+    if ((address = PyObject_CallMethodNoArgs(tensor, s_data_ptr)) != NULL &&
+        (shape = PyObject_GetAttr(tensor, s_shape)) != NULL &&
+        (strides = PyObject_CallMethodNoArgs(tensor, s_stride)) != NULL)
+        place = PyTuple_Pack(3, address, shape, strides);
+    Py_XDECREF(address);
+    Py_XDECREF(shape);
+    Py_XDECREF(strides);
+    return place;
+}
+
 /* Hand out the rows of a tensor, and remember what they are. */
 static int take(PyObject *view, PyObject *whole)
 {
     PyObject *rows = PEEK(view, RowVisit, rows), *first = PEEK(rows, Rows, start);
-    PyObject *end = PyNumber_Add(first, PEEK(rows, Rows, size)), *slice = NULL, *own = NULL, *address = NULL;
+    PyObject *end = PyNumber_Add(first, PEEK(rows, Rows, size)), *slice = NULL, *own = NULL, *place = NULL;
     PyObject *mark = NULL, *key = NULL, *marks = NULL;
     int failed = FAILED;
     if (end == NULL || (slice = PySlice_New(first, end, NULL)) == NULL ||
         (own = PyObject_GetItem(whole, slice)) == NULL ||
-        (address = Py_TYPE(own) == Tensor ? PyObject_CallMethodNoArgs(own, s_data_ptr) : new_ref(zero)) == NULL ||
-        (mark = PyTuple_Pack(3, own, zero, address)) == NULL || (key = PyLong_FromVoidPtr(whole)) == NULL ||
+        (place = place_of(own)) == NULL || (mark = PyTuple_Pack(4, own, zero, place, zero)) == NULL || (key = PyLong_FromVoidPtr(whole)) == NULL ||
         (marks = PyDict_New()) == NULL || PyDict_SetItem(marks, key, mark) < 0)
         goto over;
     failed = have(view, whole, own, new_ref(marks));
@@ -68,7 +85,7 @@ over:
     Py_XDECREF(end);
     Py_XDECREF(slice);
     Py_XDECREF(own);
-    Py_XDECREF(address);
+    Py_XDECREF(place);
     Py_XDECREF(mark);
     Py_XDECREF(key);
     Py_XDECREF(marks);
@@ -78,17 +95,21 @@ over:
 /* A prompt's rows of an output. Ordinary: of a tensor, without gradients. */
 PyObject *rows_read(PyObject *view)
 {
-    PyObject *piece = piece_of(view), *whole = PEEK(PEEK(view, RowVisit, visit), Visit, result);
-    if (piece == NULL && !PyErr_Occurred()) {
-        int plain = has_rows(PEEK(view, RowVisit, rows), whole);
-        if (plain == 1) {
-            int grad = truth(py_grad);
-            plain = grad < 0 ? FAILED : !grad;
-        }
-        if (plain == OTHER)
-            return PyObject_GetAttr(view, s_result);
-        piece = plain < 0 || take(view, whole) < 0 ? NULL : piece_of(view);
+    PyObject *piece = piece_of(view), *whole;
+    if (piece != NULL || PyErr_Occurred())
+        return piece == NULL ? NULL : new_ref(PEEK(piece, Piece, value));
+    whole = new_ref(PEEK(PEEK(view, RowVisit, visit), Visit, result)); /* what looks at it may run code of anybody's */
+    int plain = has_rows(PEEK(view, RowVisit, rows), whole);
+    if (plain == 1) {
+        int grad = truth(py_grad);
+        plain = grad < 0 ? FAILED : !grad;
     }
+    if (plain == ORDINARY && take(view, whole) < 0)
+        plain = FAILED;
+    Py_DECREF(whole);
+    if (plain == OTHER)
+        return PyObject_GetAttr(view, s_result);
+    piece = plain < 0 ? NULL : piece_of(view);
     return piece == NULL ? NULL : new_ref(PEEK(piece, Piece, value));
 }
 
@@ -113,14 +134,15 @@ static int is_like_rows(PyObject *rows, PyObject *whole, PyObject *value)
 /* Replace a prompt's rows of an output. Ordinary: it has not read them, and a tensor takes the place of rows like it. */
 int rows_replace(PyObject *view, PyObject *value, int checked)
 {
-    PyObject *whole = PEEK(PEEK(view, RowVisit, visit), Visit, result), *rows = PEEK(view, RowVisit, rows);
     if (piece_of(view) != NULL || Py_TYPE(value) != Tensor)
         return OTHER;
+    PyObject *whole = new_ref(PEEK(PEEK(view, RowVisit, visit), Visit, result)), *rows = PEEK(view, RowVisit, rows);
     int plain = PyErr_Occurred() ? FAILED : has_rows(rows, whole);
     if (plain == 1 && checked)
         plain = is_like_rows(rows, whole, value);
     if (plain == 1)
         plain = have(view, whole, value, PyDict_New()) < 0 ? FAILED : ORDINARY;
+    Py_DECREF(whole);
     return plain;
 }
 
@@ -139,14 +161,14 @@ int rows_put(PyObject *view, PyObject *value)
 /* Ordinary: rows that were handed out as a view still are one, and need no gradients. */
 static int is_view(PyObject *mark)
 {
-    PyObject *own = PyTuple_GET_ITEM(mark, 0), *address;
+    PyObject *own = PyTuple_GET_ITEM(mark, 0), *place;
     if (Py_TYPE(own) != Tensor)
         return OTHER;
     int needs = truth_of(PyObject_GetAttr(own, s_requires_grad));
-    if (needs || (address = PyObject_CallMethodNoArgs(own, s_data_ptr)) == NULL)
+    if (needs || (place = place_of(own)) == NULL)
         return needs == 1 ? OTHER : FAILED;
-    int same = equal(address, PyTuple_GET_ITEM(mark, 2));
-    Py_DECREF(address);
+    int same = PyObject_RichCompareBool(place, PyTuple_GET_ITEM(mark, 2), Py_EQ);
+    Py_DECREF(place);
     return same;
 }
 
@@ -228,7 +250,7 @@ static int append_parts(PyObject *parts, PyObject *whole, PyObject *views)
 /* Hand the rows of all prompts back to the model. Ordinary: they fit together; else Python says why not. */
 static int join(PyObject *visit, PyObject *views)
 {
-    PyObject *parts = PyList_New(0), *whole = PEEK(visit, Visit, result), *done = NULL;
+    PyObject *parts = PyList_New(0), *whole = new_ref(PEEK(visit, Visit, result)), *done = NULL;
     int plain = parts == NULL ? FAILED : append_parts(parts, whole, views);
     if (plain == ORDINARY && PyList_GET_SIZE(parts)) {
         done = PyObject_CallOneArg(py_cat, parts);
@@ -241,6 +263,7 @@ static int join(PyObject *visit, PyObject *views)
             plain = FAILED;
     }
     Py_XDECREF(parts);
+    Py_DECREF(whole);
     if (plain == OTHER) {
         done = PyObject_CallFunctionObjArgs(py_join, visit, views, NULL);
         Py_XDECREF(done);

@@ -61,7 +61,7 @@ static int recall(PyObject *trace, PyObject *site, PyObject *port, PyObject *num
     return *found == NULL ? FAILED : ORDINARY;
 }
 
-/* The visit that a request made now means. Ordinary: the trace serves one block, and its run has begun. */
+/* The visit that a request made now means. Ordinary: its run, or that of a block of several, has begun. */
 static int visit_of(PyObject *envoy, PyObject *port, PyObject **found)
 {
     int plain = FAILED;

@@ -128,7 +128,7 @@ static int meet(PyObject *turns, PyObject *me)
     return done == NULL ? FAILED : 0;
 }
 
-/* Make the stack ready to be switched to. An error leaves all as it was. */
+/* Make the stack ready to be switched to; after an error it is not. */
 int take_turn(PyObject *turns)
 {
     PyObject *home = PEEK(turns, Switch, _home), *parked = PEEK(home, Home, parked), *done = NULL;

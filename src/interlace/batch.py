@@ -10,7 +10,7 @@ from interlace.errors import InputError
 from interlace.rows import Rows
 
 Input = tuple[tuple[Any, ...], dict[str, Any]]
-
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
 Batch = tuple[tuple[Any, ...], dict[str, Any], list[Rows]]
 """The arguments of one call, and which rows of it belong to each prompt."""
@@ -102,6 +102,12 @@ def _join(values: list[Any], field: str) -> Any:
         return torch.cat(values) if len(values) > 1 else first
     inside = trees.children(first)
     if inside is None:
+        for number, value in enumerate(values):
+            if _differ(first, value):
+                raise InputError(
+                    f"The inputs of invoke 0 and invoke {number} cannot be combined: {field} is {_said(first)} and "
+                    f"{_said(value)}, and one call takes one of them."
+                )
         return first
     parts = [trees.children(value) for value in values]
     if any(part is None or len(part) != len(inside) for part in parts):
@@ -111,3 +117,17 @@ def _join(values: list[Any], field: str) -> Any:
         for at, (name, _) in enumerate(inside)
     ]
     return trees.rebuild(first, joined)
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Whether two values without rows surely are not the same."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        if one is other or one.is_meta or other.is_meta:
+            return False
+        return (one.dtype, one.device) != (other.dtype, other.device) or not torch.equal(one, other)
+    plain = isinstance(one, _PLAIN) or isinstance(other, _PLAIN)
+    return plain and (type(one) is not type(other) or one != other)
+
+
+def _said(value: Any) -> str:
+    return trees.describe(value) if isinstance(value, torch.Tensor) and value.dim() else repr(value)

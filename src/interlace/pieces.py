@@ -17,8 +17,10 @@ from interlace.site import Port, Visit
 
 _grad = torch.is_grad_enabled
 VIEW, COPY, JOINED = range(3)
-Mark = tuple[torch.Tensor, int, int]
-"""A tensor that was handed out, how, and its address or version then."""
+Place = tuple[int, tuple[int, ...], tuple[int, ...]] | None
+"""Address, shape and strides of a tensor; None for one that has no such."""
+Mark = tuple[torch.Tensor, int, Place, int]
+"""A tensor that was handed out, how, and its place and version then."""
 
 
 class Piece:
@@ -63,9 +65,9 @@ class Piece:
         own = whole[rows.start : rows.start + rows.size]
         if copy:
             own = own.clone()
-            self._marks[id(whole)] = (own, COPY, _version(own))
+            self._marks[id(whole)] = (own, COPY, _place(own), _version(own))
         else:
-            self._marks[id(whole)] = (own, VIEW, own.data_ptr() if type(own) is torch.Tensor else 0)
+            self._marks[id(whole)] = (own, VIEW, _place(own), 0)
         return own
 
     def touched(self, whole: Any, value: Any) -> bool:
@@ -75,11 +77,14 @@ class Piece:
         mark = self._marks.get(id(whole))
         if mark is None or mark[0] is not value:
             return True
-        if mark[1] == VIEW:
-            # `tensor.data = other` leaves the tensor the same object
-            moved = type(value) is torch.Tensor and value.data_ptr() != mark[2]
-            return moved or (value.requires_grad and not whole.requires_grad)
-        return _version(value) != mark[2] or (mark[1] == COPY and value.requires_grad)
+        _, how, place, version = mark
+        if _place(value) != place:
+            return True
+        if how == VIEW:
+            return value.requires_grad and not whole.requires_grad
+        if value.is_inference():
+            return True  # it has no version; handing it back unchanged does no harm
+        return value._version != version or (how == COPY and value.requires_grad)
 
     def edited(self) -> bool:
         """Whether any of it is touched."""
@@ -89,11 +94,25 @@ class Piece:
         pairs = _pairs(whole, self.value)
         return pairs is None or any(self.touched(whole, value) for whole, value in pairs)
 
+    def shares(self) -> bool:
+        """Whether something in it is touched that may have no rows, so that it is every prompt's."""
+        pairs = _pairs(self.whole, self.value)
+        return pairs is None or any(
+            not self.rows.has(whole) and self.touched(whole, value) for whole, value in pairs
+        )
+
     def keep(self) -> None:
         """The model has it now; a block that goes on at this visit may edit what it holds once more."""
         for whole, value in _pairs(self.whole, self.value) or ():
             if isinstance(value, torch.Tensor) and value is not whole:
-                self._marks[id(whole)] = (value, JOINED, _version(value))
+                self._marks[id(whole)] = (value, JOINED, _place(value), _version(value))
+
+
+def _place(tensor: torch.Tensor) -> Place:
+    """Where it lies: all that `tensor.data = other`, or turning it in place, changes of the same object."""
+    if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided:
+        return None
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -121,12 +140,18 @@ Part = tuple[Piece, Any, Any]
 """A piece, the part of its `whole` that is looked at, and what stands there now."""
 
 
-def _splice(whole: Any, parts: list[Part]) -> Any:
+Made = dict[tuple[int, ...], Any]
+"""What has been made of a leaf, by the identities of the leaf and of what stands there now."""
+
+
+def _splice(whole: Any, parts: list[Part], made: Made) -> Any:
     inside = trees.children(whole)
     if inside is None:
-        return _splice_leaf(
-            whole, [(piece.rows, value) for piece, base, value in parts if piece.touched(base, value)]
-        )
+        key = (id(whole), *(id(value) for *_, value in parts))
+        if key not in made:  # else one object stands in two places, and goes on doing so
+            touched = [(piece.rows, value) for piece, base, value in parts if piece.touched(base, value)]
+            made[key] = _splice_leaf(whole, touched)
+        return made[key]
     below: list[list[Part]] = [[] for _ in inside]
     for piece, base, value in parts:
         own, old = trees.children(value), trees.children(base)
@@ -134,7 +159,7 @@ def _splice(whole: Any, parts: list[Part]) -> Any:
             return value  # insisted on
         for at, ((_, was), (_, now)) in enumerate(zip(old, own, strict=True)):
             below[at].append((piece, was, now))
-    new = [_splice(part, at) for (_, part), at in zip(inside, below, strict=True)]
+    new = [_splice(part, at, made) for (_, part), at in zip(inside, below, strict=True)]
     if all(part is old for part, (_, old) in zip(new, inside, strict=True)):
         return whole
     return trees.rebuild(whole, new)
@@ -216,7 +241,7 @@ class RowVisit:
 
     def shares(self) -> bool:
         """Whether something was replaced that may have no rows, so that it is every prompt's."""
-        return any(not piece.rows.has(piece.whole) and piece.edited() for piece in self.pieces.values())
+        return any(piece.shares() for piece in self.pieces.values())
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -270,7 +295,7 @@ def join(visit: Visit, views: Iterable[RowVisit], again: bool = False) -> None:
         if type(whole) is torch.Tensor:  # every part of a tensor is touched
             new = _splice_leaf(whole, [(piece.rows, value) for piece, _, value in parts])
         else:
-            new = _splice(whole, parts)
+            new = _splice(whole, parts, {})
         if new is not whole:
             setattr(visit, field, new)
     if again:
@@ -283,7 +308,7 @@ def splice(rows: Rows, whole: Any, value: Any) -> Any:
     """A nested value with the rows of one prompt replaced."""
     # It has handed out no rows, so whatever is not the model's own is new.
     nothing = Piece(rows, None, copy=False)
-    return _splice(whole, [(nothing, whole, value)])
+    return _splice(whole, [(nothing, whole, value)], {})
 
 
 def stack(values: list[Any]) -> Any:

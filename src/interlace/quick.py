@@ -96,6 +96,7 @@ def hasten(kind: Any, lists: frozenset[type]) -> None:
         reached=schedule.Schedule.reached,
         join=pieces.join,
         cat=torch.cat,
+        strided=torch.strided,
         guard=switch._guard,
         homes=switch._homes,
         switch_init=switch.Switch.__init__,

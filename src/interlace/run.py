@@ -338,13 +338,16 @@ class Run:
         self._wanted = None
         started = self.switch.started
         self.switch.end()
-        error = self.switch.error
+        error, self.switch.error = self.switch.error, None  # its traceback holds the run
+        keeps = error is not None and self._keeps(error)
         self._release()
-        if not self.switch.done:
-            return  # its stack is left to be unwound later, by the thread that owns it
+        if not self.switch.done or keeps:
+            return  # its stack is left to be unwound later, by the thread that owns it; or the error is raised later
         if error is not None and not isinstance(error, Exception):
-            self.switch.error = None
-            raise error  # Ctrl-C, say: it must not end as a warning
+            try:
+                raise error  # Ctrl-C, say: it must not end as a warning
+            finally:
+                del error  # else the error and this frame hold each other
         if started and (self._held_back or not self.switch.unwound):
             how = (
                 f"raised {type(error).__name__}: {error}"
@@ -357,6 +360,10 @@ class Run:
                 InterlaceWarning,
                 stacklevel=2,
             )
+
+    def _keeps(self, error: BaseException) -> bool:  # noqa: ARG002
+        """Whether what ended with an error was a block beside this one, whose error is raised when all is over."""
+        return False
 
     def _close(self) -> None:
         """The model has ended; an error of it is raised here."""

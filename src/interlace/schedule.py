@@ -59,6 +59,7 @@ class Schedule:
         """The run of a model's call with the workers served."""
 
         def serve() -> Any:
+            run = self.run
             try:
                 self.result = call()
                 self.over = True
@@ -73,6 +74,7 @@ class Schedule:
             finally:
                 self._close()
             if self.error is not None:
+                run._failing = self.error
                 self._raise()
             return self.result
 

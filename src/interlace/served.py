@@ -18,14 +18,17 @@ class Served(Run):
     Attributes:
         begun: Whether they have had their first turn.
         finished: The rows of a generation that have ended.
+        raised: What a block raised while another one stopped the run; raised when the trace ends.
     """
 
-    __slots__ = ("begun", "finished")
+    __slots__ = ("_failing", "begun", "finished", "raised")
 
     def __init__(self, call: Callable[[], Any], schedule: "Schedule") -> None:
         super().__init__(call)
         self.begun = False
         self.finished: Finished | None = None
+        self.raised: BaseException | None = None
+        self._failing: BaseException | None = None  # a block's, while it is on its way
         self.schedule = schedule
 
     def ask(self, site: Site, port: Port, number: int) -> Visit:
@@ -38,7 +41,14 @@ class Served(Run):
         """Let the model run to its end and return what it returned."""
         if not self.begun:
             self._begin()
-        return super().finish()
+        result = super().finish()
+        error, self.raised = self.raised, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # else the error and this frame hold each other
+        return result
 
     def _begin(self) -> None:
         self.begun = True
@@ -73,11 +83,24 @@ class Served(Run):
     def end(self) -> None:
         """Unwind the model, and the blocks that it does not unwind because it was never started."""
         schedule = self.schedule
+        if self.switch.done:
+            self.raised = None  # the trace is over, by another error
         if schedule is not None and not self.switch.started:
             schedule._close()
         super().end()
         if schedule is not None and self.switch.done:
             schedule._close()  # for an interrupt that fell into it before
+
+    def _keeps(self, error: BaseException) -> bool:
+        """Whether an error is to be raised when all is over. See `Run._keeps`."""
+        if self._failing is not error or not isinstance(error, Exception):
+            return False
+        self.raised = error
+        return True
+
+    def _release(self) -> None:
+        self._failing = None
+        super()._release()
 
     def where(self) -> str:
         """Where the model is now, in words."""

@@ -141,8 +141,10 @@ def _work() -> None:
     worker = getcurrent()
     assert isinstance(worker, Worker)
     while worker.job is not None:
-        worker.job._execute()
-        worker.job = worker.tracing = None
+        try:
+            worker.job._execute()
+        finally:
+            worker.job = worker.tracing = None
         resumer = worker.parent
         assert resumer is not None
         idle = _homes.home.idle

@@ -514,7 +514,16 @@ class Trace:
         return cache
 
     def stop(self) -> None:
-        """End the model's run here. What was read stays, and the statements after this one run."""
+        """End the model's run here. What was read stays, and the statements after this one run.
+
+        Raises:
+            TraceError: The model itself runs here: this is a hook, or code of the model.
+        """
+        if carried() is self._model_run:
+            raise TraceError(
+                "`tracer.stop()` was called from inside the model's own run (a hook, or code of the model).\n"
+                "Call it in the block of the trace."
+            )
         self._running.stop()
 
     def break_at(

@@ -266,3 +266,83 @@ def test_return_break_and_await_are_refused_before_anything_runs(model: il.Model
                     made.send(None)
             assert names["ran"] == []
             del linecache.cache[name]
+
+
+# -- the run is stopped ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["the trace's own block", "a prompt's"])
+def test_an_error_of_a_block_that_a_stop_leaves_waiting_is_raised_at_the_end(
+    model: il.Model, who: str
+) -> None:
+    """Law 11; and the statements after the stop run."""
+    after = []
+
+    def stops() -> None:
+        model[0].output
+        if who == "a prompt's":
+            tracer.stop()
+            after.append(who)
+
+    def waits() -> None:
+        try:
+            model[1].output
+        except NotReachedError:
+            raise ValueError("mine") from None
+
+    with pytest.raises(ValueError, match="mine"), model.trace() as tracer:
+        tracer.invoke(X)(waits)
+        tracer.invoke(Y)(stops)
+        if who != "a prompt's":
+            model[0].output
+            tracer.stop()
+            after.append(who)
+    assert after == [who]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_stopped_run_of_several_blocks_is_freed(fails: bool) -> None:
+    """Law 10: an error that a block raised when the run was stopped holds nothing."""
+
+    def go() -> list[weakref.ref[object]]:
+        model = il.Model(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+
+        def waits() -> None:
+            try:
+                model[1].output
+            except NotReachedError:
+                if fails:
+                    raise ValueError("mine") from None
+
+        try:
+            with model.trace() as tracer:
+                tracer.invoke(X)(waits)
+                tracer.invoke(Y)(lambda: model[0].output)
+                model[0].output
+                tracer.stop()
+                if fails:
+                    raise KeyError("the trace's own")
+        except KeyError:
+            pass
+        return [weakref.ref(model), weakref.ref(model._module), weakref.ref(tracer)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert [found() for found in go()] == [None, None, None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("prompts", [False, True])
+def test_a_run_cannot_be_stopped_by_its_own_model(model: il.Model, prompts: bool) -> None:
+    tracer = model.trace(*(() if prompts else (X,)))
+    hook = model.get_submodule("0").register_forward_hook(lambda *_: tracer.stop())
+    with pytest.raises(TraceError, match="from inside the model's own run"):
+        with tracer:
+            if prompts:
+                tracer.invoke(X)(lambda: model[1].output)
+                tracer.invoke(Y)(lambda: model[1].output)
+    hook.remove()
+    with model.trace(X):
+        model[1].output

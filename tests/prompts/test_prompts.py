@@ -6,6 +6,7 @@ import gc
 import sys
 import textwrap
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -559,6 +560,36 @@ def test_a_step_loop_beside_a_prompt_that_stops_ends_with_it() -> None:
                 steps.append(step)
             steps.append(-1)
     assert steps == [0, 1, 2, -1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        (2, 3, "2 and 3"),
+        ("a", "b", "'a' and 'b'"),
+        (None, 1, "None and 1"),
+        (True, 1, "True and 1"),
+        (torch.tensor(2.0), torch.tensor(3.0), r"tensor\(2.\) and tensor\(3.\)"),
+        (torch.tensor(2.0), 2.0, r"tensor\(2.\) and 2.0"),
+    ],
+)
+def test_one_call_cannot_take_two_values_of_what_has_no_rows(one: object, other: object, said: str) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor, by: Any = 1) -> torch.Tensor:
+            return x if by is None or isinstance(by, str) else x * by
+
+    model = il.Model(Scaled())
+    with pytest.raises(InputError, match=f"argument 1 is {said}, and one call takes one of them"):
+        with model.trace() as tracer:
+            tracer.invoke(X, one)(lambda: model.output)
+            tracer.invoke(Y, other)(lambda: model.output)
+    with pytest.raises(InputError, match=f"`by` is {said}"), model.trace() as tracer:
+        tracer.invoke(X, by=one)(lambda: model.output)
+        tracer.invoke(Y, by=other)(lambda: model.output)
+    with model.trace() as tracer:
+        first = tracer.invoke(X, one)(lambda: model.output)
+        tracer.invoke(Y, one)(lambda: model.output)
+    torch.testing.assert_close(first, model._module(X, one))
 
 
 def test_inputs_that_do_not_fit_name_the_invokes_and_the_field(model: il.Model) -> None:
