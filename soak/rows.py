@@ -42,6 +42,14 @@ def joined(value: Any, rows: Any, start: int, size: int, total: int) -> Any:
     return _mapped(value, lambda _: next(parts)) if _parts(value) else value
 
 
+def shared(value: Any, rows: Any, total: int) -> Any:
+    """A value with what one prompt has of it that has no rows, and so is every prompt's."""
+    if isinstance(value, Tensor):
+        return value if value.dim() and len(value) == total else rows
+    parts = iter([shared(a, b, total) for a, b in zip(_parts(value), _parts(rows), strict=True)])
+    return _mapped(value, lambda _: next(parts)) if _parts(value) else value
+
+
 def _parts(value: Any) -> list[Tensor]:
     found: list[Tensor] = []
 
@@ -115,26 +123,33 @@ class Rows:
         self.calls[port] += 1
         if self.calls[port] > 1:
             return value
+        total, replaced = len(self.programs) * self.size, []
         for n, actions in enumerate(self.programs):
-            where = (n * self.size, self.size, len(self.programs) * self.size)
+            where = (n * self.size, self.size, total)
+            rows = old = narrowed(value, *where)
             if port == "output" and self.name in self.instead[n]:
-                value = joined(value, self.instead[n][self.name], *where)
+                rows = self.instead[n][self.name]
             for action in actions:
                 if (action.event.name, action.event.port) == (self.name, port):
-                    value = self.done(action, value, narrowed(value, *where), where, self.outcomes[n])
+                    rows = self.done(action, rows, self.outcomes[n])
+            if rows is not old:  # the others go on with rows of their own, as they would alone
+                replaced.append((rows, where))
+                value = shared(value, rows, total)
+        for rows, where in replaced:
+            value = joined(value, rows, *where)
         return value
 
     @staticmethod
-    def done(action: Action, value: Any, rows: Any, where: tuple[int, int, int], outcome: Outcome) -> Any:
+    def done(action: Action, rows: Any, outcome: Outcome) -> Any:
         if action.kind == "replace":
-            return joined(value, changed(rows, finite), *where)
+            return changed(rows, finite)
         if action.kind == "inplace":
             tensor = first_float(rows)
             assert tensor is not None
             tensor.mul_(0.5)
         elif action.kind == "read":
             outcome.seen.append(copy(rows))
-        return value
+        return rows
 
 
 def _by_hooks(
