@@ -116,11 +116,15 @@ PyObject *rows_read(PyObject *view)
 /* Whether a tensor has the shape of a prompt's rows of another, and its dtype and device. */
 static int is_like_rows(PyObject *rows, PyObject *whole, PyObject *value)
 {
+    if (Py_TYPE(whole) != Tensor)
+        return OTHER;
     PyObject *theirs = PyObject_GetAttr(whole, s_shape), *mine = theirs == NULL ? NULL : PyObject_GetAttr(value, s_shape);
     int alike = mine == NULL ? FAILED : OTHER;
     if (mine != NULL && PyTuple_Check(mine) && PyTuple_Check(theirs) &&
         PyTuple_GET_SIZE(mine) == PyTuple_GET_SIZE(theirs) && PyTuple_GET_SIZE(mine)) {
-        alike = equal(PyTuple_GET_ITEM(mine, 0), PEEK(rows, Rows, size));
+        alike = equal(PyTuple_GET_ITEM(theirs, 0), PEEK(rows, Rows, total));
+        if (alike == 1)
+            alike = equal(PyTuple_GET_ITEM(mine, 0), PEEK(rows, Rows, size));
         for (Py_ssize_t at = 1; alike == 1 && at < PyTuple_GET_SIZE(mine); at++)
             alike = equal(PyTuple_GET_ITEM(mine, at), PyTuple_GET_ITEM(theirs, at));
     }
@@ -137,10 +141,8 @@ int rows_replace(PyObject *view, PyObject *value, int checked)
     if (piece_of(view) != NULL || Py_TYPE(value) != Tensor)
         return OTHER;
     PyObject *whole = new_ref(PEEK(PEEK(view, RowVisit, visit), Visit, result)), *rows = PEEK(view, RowVisit, rows);
-    int plain = PyErr_Occurred() ? FAILED : has_rows(rows, whole);
-    if (plain == 1 && checked)
-        plain = is_like_rows(rows, whole, value);
-    if (plain == 1)
+    int plain = PyErr_Occurred() ? FAILED : checked ? is_like_rows(rows, whole, value) : has_rows(rows, whole);
+    if (plain == ORDINARY)
         plain = have(view, whole, value, PyDict_New()) < 0 ? FAILED : ORDINARY;
     Py_DECREF(whole);
     return plain;

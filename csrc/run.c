@@ -69,7 +69,7 @@ int is_run(PyObject *run)
     return known && PEEK(run, Run, switch) != NULL;
 }
 
-/* Ordinary: nobody records, no region may be recomputed, no transform is under way, the run goes on. */
+/* Ordinary: nobody records, no region may be recomputed, the run goes on, and can pause if its block waits. */
 static int may_arrive(PyObject *run)
 {
     PyObject *turns = PEEK(run, Run, switch);
@@ -83,7 +83,7 @@ static int may_arrive(PyObject *run)
         if (plain != 1)
             return plain;
     }
-    return may_pause(turns);
+    return PEEK(run, Run, _wanted) == Py_None ? ORDINARY : may_pause(turns);
 }
 
 /* Who watches a port of a site: a list, borrowed; NULL where nobody does, or with an error. */
