@@ -178,8 +178,12 @@ def keep(model):
         model[4].output = hidden
 
 
+def change(model):
+    pass
+
+
 def function(model):
-    model.edit(len)
+    model.edit(change)
 
 
 """
