@@ -293,14 +293,6 @@ static int is_shared(PyObject *views)
 
 /* -- a block's worker ---------------------------------------------------------------------------------------------- */
 
-/* Let a slot of a worker hold what was made; FAILED where it could not be. */
-static int hold(PyObject *worker, Slot slot, PyObject *made)
-{
-    if (made != NULL)
-        put(worker, slot, made);
-    return made == NULL ? FAILED : 0;
-}
-
 #define HOLD(name, made) (hold(worker, Worker_##name, made) < 0)
 
 /* Make a worker. Ordinary: nobody traces, so that coverage needs no tracer of its own for it. */

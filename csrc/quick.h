@@ -98,6 +98,14 @@ static inline void put(PyObject *object, Slot slot, PyObject *value)
 #define PEEK(object, class, name) peek(object, class##_##name)
 #define PUT(object, class, name, value) put(object, class##_##name, value)
 
+/* The same for what was made just now; FAILED where it could not be. */
+static inline int hold(PyObject *object, Slot slot, PyObject *made)
+{
+    if (made != NULL)
+        put(object, slot, made);
+    return made == NULL ? FAILED : 0;
+}
+
 static inline PyObject *new_ref(PyObject *object)
 {
     Py_INCREF(object);

@@ -373,14 +373,6 @@ static PyObject *new_asked(PyObject *tally)
     return asked;
 }
 
-/* Let a slot hold what was made; FAILED where it could not be. */
-static int hold(PyObject *object, Slot slot, PyObject *made)
-{
-    if (made != NULL)
-        put(object, slot, made);
-    return made == NULL ? FAILED : 0;
-}
-
 #define HOLD(name, made) (hold(run, Run_##name, made) < 0)
 
 PyObject *run_init(PyObject *module, PyObject *const *args, Py_ssize_t size)

@@ -59,9 +59,6 @@ class Called:
 
     __slots__ = ("args", "envoy", "fn", "kwargs")
 
-    waits = False
-    """Whether the input may come from `tracer.invoke(...)`."""
-
     loads = True
     """Whether the run needs the weights."""
 
@@ -70,6 +67,11 @@ class Called:
         self.fn = fn
         self.args = args
         self.kwargs = kwargs
+
+    @property
+    def waits(self) -> bool:
+        """Whether the input may come from `tracer.invoke(...)`."""
+        return False
 
     def __call__(self) -> Callable[[], Any]:
         """The call, on input that the model's class has prepared and that is where the model is."""
@@ -104,7 +106,7 @@ class Given(Called):
     """What errors call the method that opened it."""
 
     @property
-    def waits(self) -> bool:  # type: ignore[override]
+    def waits(self) -> bool:
         """Whether the input may come from `tracer.invoke(...)`."""
         return not self.args and (self.fn is not None or not self.envoy._has_input(self.kwargs))
 

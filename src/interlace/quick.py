@@ -30,6 +30,25 @@ from interlace.compiled import quick
 from interlace.config import config
 from interlace.errors import NotReachedError, OrderError, RunEnded
 
+METHODS: dict[str, tuple[type, str]] = {
+    "run_init": (run.Run, "__init__"),
+    "model": (run.Run, "_model"),
+    "finish": (run.Run, "finish"),
+    "seen": (run.Run, "seen"),
+    "ask": (run.Run, "ask"),
+    "switch_init": (switch.Switch, "__init__"),
+    "execute": (switch.Switch, "_execute"),
+    "resume": (switch.Switch, "resume"),
+    "pause": (switch.Switch, "pause"),
+    "opened": (tree.Tree, "opened"),
+    "closed": (tree.Tree, "closed"),
+    "worker_init": (workers.Worker, "__init__"),
+    "worker_ask": (workers.Worker, "ask"),
+    "turns": (schedule.Schedule, "_turns"),
+    "reached": (schedule.Schedule, "reached"),
+}
+"""The functions of C that take the place of methods, which they call for every other case."""
+
 
 def hasten(kind: Any, lists: frozenset[type]) -> None:
     """Let the class of envoys ask in C, where that is there.
@@ -42,6 +61,7 @@ def hasten(kind: Any, lists: frozenset[type]) -> None:
         return
     output, taken = kind.output, kind.input
     own = property(quick.get_output, quick.set_output, doc=output.__doc__)
+    methods = dict(METHODS, set_attr=(kind, "__setattr__"), get_item=(kind, "__getitem__"))
     known = dict(
         Run=run.Run,
         Edited=edit.Edited,
@@ -77,35 +97,19 @@ def hasten(kind: Any, lists: frozenset[type]) -> None:
         get_output=output.fget,
         set_output=output.fset,
         get_input=taken.fget,
-        set_attr=kind.__setattr__,
-        get_item=kind.__getitem__,
         LISTS=lists,
-        seen=run.Run.seen,
-        ask=run.Run.ask,
-        resume=switch.Switch.resume,
-        pause=switch.Switch.pause,
         Owner=frames.Owner,
         owner=frames.owner,
-        opened=tree.Tree.opened,
-        closed=tree.Tree.closed,
         contextlib=frames._CONTEXTLIB,
         enters=frames._ENTERS,
-        worker_init=workers.Worker.__init__,
-        worker_ask=workers.Worker.ask,
-        turns=schedule.Schedule._turns,
-        reached=schedule.Schedule.reached,
         join=pieces.join,
         cat=torch.cat,
         strided=torch.strided,
         guard=switch._guard,
         homes=switch._homes,
-        switch_init=switch.Switch.__init__,
-        run_init=run.Run.__init__,
-        execute=switch.Switch._execute,
-        model=run.Run._model,
-        finish=run.Run.finish,
         GreenletExit=switch.GreenletExit,
         **ambient.READERS,
+        **{name: getattr(owner, method) for name, (owner, method) in methods.items()},
     )
     try:
         quick.learn(**known)
@@ -116,21 +120,6 @@ def hasten(kind: Any, lists: frozenset[type]) -> None:
         ) from error
     kind.output = own
     kind.input = property(quick.get_input, taken.fset, doc=taken.__doc__)
-    kind.__setattr__ = quick.method(quick.set_attr)
-    kind.__getitem__ = quick.method(quick.get_item)
-    run.Run.__init__ = quick.method(quick.run_init)  # type: ignore[method-assign]
-    run.Run._model = quick.method(quick.model)  # type: ignore[method-assign]
-    run.Run.finish = quick.method(quick.finish)  # type: ignore[method-assign]
-    run.Run.seen = quick.method(quick.seen)  # type: ignore[method-assign]
-    run.Run.ask = quick.method(quick.ask)  # type: ignore[method-assign]
-    switch.Switch.__init__ = quick.method(quick.switch_init)  # type: ignore[method-assign]
-    switch.Switch._execute = quick.method(quick.execute)  # type: ignore[method-assign]
-    switch.Switch.resume = quick.method(quick.resume)  # type: ignore[method-assign]
-    switch.Switch.pause = quick.method(quick.pause)  # type: ignore[method-assign]
     frames.owner = quick.owner
-    tree.Tree.opened = quick.method(quick.opened)  # type: ignore[method-assign]
-    tree.Tree.closed = quick.method(quick.closed)  # type: ignore[method-assign]
-    workers.Worker.__init__ = quick.method(quick.worker_init)  # type: ignore[method-assign]
-    workers.Worker.ask = quick.method(quick.worker_ask)  # type: ignore[method-assign]
-    schedule.Schedule._turns = quick.method(quick.turns)  # type: ignore[method-assign]
-    schedule.Schedule.reached = quick.method(quick.reached)  # type: ignore[method-assign]
+    for name, (owner, method) in methods.items():
+        setattr(owner, method, quick.method(getattr(quick, name)))
