@@ -106,7 +106,8 @@ def _join(values: list[Any], field: str) -> Any:
             if _differ(first, value):
                 raise InputError(
                     f"The inputs of invoke 0 and invoke {number} cannot be combined: {field} is {_said(first)} and "
-                    f"{_said(value)}, and one call takes one of them."
+                    f"{_said(value)}, and one call takes one of them.\n"
+                    "Give every invoke the same, or open a trace for each."
                 )
         return first
     parts = [trees.children(value) for value in values]

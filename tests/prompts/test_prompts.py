@@ -579,7 +579,9 @@ def test_one_call_cannot_take_two_values_of_what_has_no_rows(one: object, other:
             return x if by is None or isinstance(by, str) else x * by
 
     model = il.Model(Scaled())
-    with pytest.raises(InputError, match=f"argument 1 is {said}, and one call takes one of them"):
+    with pytest.raises(
+        InputError, match=f"argument 1 is {said}, and one call takes one of them.\nGive every invoke the same"
+    ):
         with model.trace() as tracer:
             tracer.invoke(X, one)(lambda: model.output)
             tracer.invoke(Y, other)(lambda: model.output)
