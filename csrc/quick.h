@@ -57,10 +57,10 @@ typedef Py_ssize_t Slot;
 #define OBJECTS(X) \
     X(RunEnded) X(NOBODY) X(getcurrent) X(gettrace) X(TURN) X(here) X(operators) X(visit) X(remember) X(replace) \
     X(ambient_read) X(ambient_swap) X(grad) X(set_grad) X(inference) X(autocast) X(functions) X(dispatches) \
-    X(hooks) X(transform) X(forward_grad) X(cuda) X(get_output) X(set_output) X(get_input) X(set_attr) X(seen) \
+    X(hooks) X(transform) X(forward_grad) X(cuda) X(cuda_device) X(cuda_devices) X(cuda_stream) X(get_output) X(set_output) X(get_input) X(set_attr) X(seen) \
     X(ask) X(resume) X(pause) X(NotReached) X(OrderError) X(property) X(config) X(worker_ask) X(turns) X(reached) \
     X(join) X(cat) X(strided) X(guard) X(homes) X(switch_init) X(run_init) X(owner) X(opened) X(closed) X(contextlib) X(enters) X(worker_init) \
-    X(get_item) X(LISTS) X(execute) X(model) X(finish) X(GreenletExit)
+    X(get_item) X(LISTS) X(execute) X(model) X(finish) X(GreenletExit) X(apply)
 
 #define NAMES(X) \
     X(_tree) X(_open) X(_fused) X(_site) X(_path) X(_run) X(_steps) X(_visit) X(current) X(number) X(switch) \

@@ -69,6 +69,22 @@ int is_run(PyObject *run)
     return known && PEEK(run, Run, switch) != NULL;
 }
 
+/* Whether the forward of an `autograd.Function` calls the model, which may run again. */
+static int in_function(void)
+{
+    PyFrameObject *frame = PyEval_GetFrame();
+    int inside = 0;
+    Py_XINCREF(frame);
+    while (frame != NULL && !inside) {
+        PyCodeObject *code = PyFrame_GetCode(frame);
+        inside = (PyObject *)code == py_apply;
+        Py_DECREF(code);
+        Py_SETREF(frame, PyFrame_GetBack(frame));
+    }
+    Py_XDECREF(frame);
+    return inside;
+}
+
 /* Ordinary: nobody records, no region may be recomputed, the run goes on, and can pause if its block waits. */
 static int may_arrive(PyObject *run)
 {
@@ -78,6 +94,8 @@ static int may_arrive(PyObject *run)
         return OTHER;
     if (PEEK(run, Run, changes) != Py_None) {
         int plain = truth(py_forward_grad);
+        if (plain == 0) /* as it is in inference mode too */
+            plain = !in_function();
         if (plain == 1)
             plain = no_hooks();
         if (plain != 1)

@@ -4,31 +4,79 @@
 
 /* -- torch's ambient state: `ambient.read` and `ambient.swap` ------------------------------------------------------ */
 
-/* Whether all but grad mode is at rest. */
+#define GRAD 1
+#define INFERENCE 2
+
+/* Whether all is at rest but grad mode, inference mode, and where the work goes on a GPU. */
 static int at_rest(void)
 {
-    PyObject *each[] = {py_inference, py_autocast, py_functions, py_dispatches};
+    PyObject *each[] = {py_autocast, py_functions, py_dispatches};
     for (size_t at = 0; at < sizeof each / sizeof *each; at++) {
         int is = truth(each[at]);
         if (is)
             return is < 0 ? FAILED : 0;
     }
-    int none = no_hooks();
-    if (none != 1 || py_cuda == Py_None)
-        return none;
-    PyObject *begun = PyObject_GetAttr(py_cuda, s__initialized);
-    int is = begun == NULL ? FAILED : PyObject_IsTrue(begun);
-    Py_XDECREF(begun);
-    return is < 0 ? FAILED : !is;
+    return no_hooks();
+}
+
+/* Whether work may go to a GPU. */
+static int has_place(void) { return py_cuda == Py_None ? 0 : truth_of(PyObject_GetAttr(py_cuda, s__initialized)); }
+
+/* The current device, and the current stream of every device: what `ambient._place` gives. */
+static PyObject *place_now(void)
+{
+    PyObject *devices = PyObject_CallNoArgs(py_cuda_devices), *device = NULL, *place = NULL;
+    Py_ssize_t size = devices == NULL ? FAILED : PyObject_Size(devices);
+    PyObject *streams = size < 0 ? NULL : PyTuple_New(size);
+    for (Py_ssize_t at = 0; streams != NULL && at < size; at++) {
+        PyObject *number = PyLong_FromSsize_t(at), *stream = NULL;
+        if (number != NULL)
+            stream = PyObject_CallOneArg(py_cuda_stream, number);
+        Py_XDECREF(number);
+        if (stream == NULL)
+            Py_CLEAR(streams);
+        else
+            PyTuple_SET_ITEM(streams, at, stream);
+    }
+    if (streams != NULL && (device = PyObject_CallNoArgs(py_cuda_device)) != NULL)
+        place = PyTuple_Pack(2, device, streams);
+    Py_XDECREF(devices);
+    Py_XDECREF(device);
+    Py_XDECREF(streams);
+    return place;
+}
+
+/* Grad mode and inference mode, as the flags of a number. */
+static PyObject *flags_now(void)
+{
+    int grad = truth(py_grad), inference = grad < 0 ? FAILED : truth(py_inference);
+    return inference < 0 ? NULL : PyLong_FromLong(GRAD * grad + INFERENCE * inference);
 }
 
 PyObject *ambient_now(void)
 {
-    int rests = at_rest();
-    return rests < 0 ? NULL : PyObject_CallNoArgs(rests ? py_grad : py_ambient_read);
+    int rests = at_rest(), placed = rests == 1 ? has_place() : 0;
+    if (rests < 0 || placed < 0)
+        return NULL;
+    PyObject *state = rests ? flags_now() : PyObject_CallNoArgs(py_ambient_read);
+    if (state == NULL || !placed)
+        return state;
+    PyObject *place = place_now(), *both = place == NULL ? NULL : PyTuple_Pack(2, state, place);
+    Py_DECREF(state);
+    Py_XDECREF(place);
+    return both;
 }
 
 PyObject *ambient(PyObject *module, PyObject *nothing) { return ambient_now(); }
+
+/* What grad mode becomes with a state; NULL where more than that differs. */
+static PyObject *only_grad(PyObject *now, PyObject *then)
+{
+    if (!PyLong_CheckExact(now) || !PyLong_CheckExact(then))
+        return NULL;
+    long new = PyLong_AsLong(then), differing = PyLong_AsLong(now) ^ new;
+    return differing & INFERENCE ? NULL : new & GRAD ? Py_True : Py_False;
+}
 
 /* Replace one state by another, where they differ. */
 static int ambient_swap(PyObject *now, PyObject *then)
@@ -36,9 +84,14 @@ static int ambient_swap(PyObject *now, PyObject *then)
     int same = equal(now, then);
     if (same)
         return same < 0 ? FAILED : 0;
-    PyObject *done = PyBool_Check(now) && PyBool_Check(then)
-                         ? PyObject_CallOneArg(py_set_grad, then)
-                         : PyObject_CallFunctionObjArgs(py_ambient_swap, now, then, NULL);
+    PyObject *grad = only_grad(now, then), *done;
+    if (PyTuple_CheckExact(now) && PyTuple_CheckExact(then)) {
+        if ((same = equal(PyTuple_GET_ITEM(now, 1), PyTuple_GET_ITEM(then, 1))) < 0)
+            return FAILED;
+        grad = same ? only_grad(PyTuple_GET_ITEM(now, 0), PyTuple_GET_ITEM(then, 0)) : NULL;
+    }
+    done = grad != NULL ? PyObject_CallOneArg(py_set_grad, grad)
+                        : PyObject_CallFunctionObjArgs(py_ambient_swap, now, then, NULL);
     Py_XDECREF(done);
     return done == NULL ? FAILED : 0;
 }

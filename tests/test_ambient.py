@@ -239,10 +239,36 @@ def test_a_default_device_that_nobody_set_stays_unset() -> None:
     assert found == [False]
 
 
-def test_at_rest_the_state_is_read_as_one_bool() -> None:
-    """Fact 8: reading everything would be the cost of a read."""
-    assert ambient.read() is True
+def test_at_rest_the_state_is_read_as_one_number() -> None:
+    """Fact 8: reading everything would be the cost of a read. Models often run in inference mode."""
+    assert ambient.read() == ambient.GRAD
     with torch.no_grad():
-        assert ambient.read() is False
+        assert ambient.read() == 0
     with torch.inference_mode():
+        assert ambient.read() == ambient.INFERENCE
+        with torch.enable_grad():
+            assert ambient.read() == ambient.GRAD | ambient.INFERENCE
+    with torch.autocast("cpu"):
         assert isinstance(ambient.read(), ambient.Ambient)
+
+
+def test_what_autocast_would_cast_to_stays_as_it_was_set() -> None:
+    """Also where nothing is cast, while another mode is in force."""
+    model, before = (
+        il.Model(Net(lambda: torch.autocast("cpu", torch.bfloat16))),
+        torch.get_autocast_dtype("cpu"),
+    )
+    torch.set_autocast_dtype("cpu", torch.float16)
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.device("cpu"), model.trace(X):
+            model.inside.output  # noqa: B018
+            assert torch.get_autocast_dtype("cpu") == torch.float16
+            assert not torch.is_autocast_cache_enabled()
+            with torch.autocast("cpu", torch.bfloat16):
+                model.output  # noqa: B018
+        assert torch.get_autocast_dtype("cpu") == torch.float16
+        assert not torch.is_autocast_cache_enabled()
+    finally:
+        torch.set_autocast_dtype("cpu", before)
+        torch.set_autocast_cache_enabled(True)

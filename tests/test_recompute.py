@@ -146,6 +146,30 @@ def test_what_cannot_be_repeated_refuses_the_backward(change: Any, where: str) -
         gradients("reentrant", change, where)
 
 
+def test_inference_mode_inside_of_a_reentrant_region_is_no_reason_to_let_it_pass() -> None:
+    """It says nothing of what is around it: here a region that runs again, with what had been replaced."""
+
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.head = nn.Tanh(), nn.Linear(2, 1)
+
+        def part(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode():
+                hidden = self.frozen(x.detach())
+            out: torch.Tensor = self.head(hidden.clone())
+            return out
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return checkpoint(self.part, x, use_reentrant=True)
+
+    model = il.Model(Frozen())
+    with model.trace(torch.ones(1, 2, requires_grad=True)) as tracer:
+        model.frozen.output = torch.zeros(1, 2)
+    with pytest.raises(TraceError, match="cannot repeat it"):
+        tracer.result.sum().backward()
+
+
 @pytest.mark.parametrize("where", ["inside", "after", "paused"])
 def test_changes_at_operations_refuse_the_backward(where: str) -> None:
     """Fact 13: an operation (`.source`) is not called again by the recomputation; one that is read is harmless."""

@@ -2,15 +2,15 @@
 
 Grad mode, inference mode, autocast, function modes (the default device is one), dispatch modes, saved-tensor
 hooks, and CUDA's current device and streams live in thread-local storage of torch. When the model pauses, the
-block must find its own; when it goes on, the model must. `read` is cheap: nearly always everything but grad
-mode is at rest, and where the work of each side goes on a GPU. `swap` does the rest.
+block must find its own; when it goes on, the model must. `read` is cheap: nearly always everything is at rest but
+grad mode, inference mode, and where the work of each side goes on a GPU. `swap` does the rest.
 
 Process-wide settings (random state, default dtype, anomaly mode) are shared by both sides, as with hooks.
 """
 
 import functools
-from dataclasses import dataclass
-from typing import Any
+from itertools import repeat
+from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import _get_current_function_mode_stack as function_modes
@@ -25,6 +25,7 @@ from interlace import mirror
 _grad = torch.is_grad_enabled
 _inference = torch.is_inference_mode_enabled
 _autocast = torch._C._is_any_autocast_enabled
+_casts, _cast_to = torch.is_autocast_enabled, torch.get_autocast_dtype
 _n_function = torch._C._len_torch_function_stack
 _n_dispatch = torch._C._len_torch_dispatch_stack
 top_hooks: Any = mirror.top
@@ -53,10 +54,10 @@ def _autocast_at_rest() -> tuple[tuple[str, bool, torch.dtype], ...]:
 
 
 _AT_REST = _autocast_at_rest()
+_KINDS = tuple(kind for kind, _, _ in _AT_REST)
 
 
-@dataclass(frozen=True, slots=True)
-class Ambient:
+class Ambient(NamedTuple):
     """Everything of one side that is not at rest."""
 
     grad: bool
@@ -70,19 +71,22 @@ class Ambient:
     place: Place | None
 
 
-State = Ambient | tuple[bool, Place] | bool
-"""What of one side is not at rest; just grad mode, and the place where CUDA is in use, when all else is."""
+GRAD, INFERENCE = 1, 2
+
+State = Ambient | tuple[int, Place] | int
+"""What of one side is not at rest; when all else is, grad mode and inference mode as flags of a number, and the place
+where CUDA is in use."""
 
 
 def _read() -> State:
-    if _inference() or _autocast() or _n_function() or _n_dispatch() or top_hooks(True) is not None:
+    if _autocast() or _n_function() or _n_dispatch() or top_hooks(True) is not None:
         return _read_all()
-    return _grad()
+    return GRAD * _grad() + INFERENCE * _inference()
 
 
 def _read_with_place() -> State:
     state = _read()
-    place = _place() if isinstance(state, bool) else None
+    place = _place() if isinstance(state, int) else None
     return state if place is None else (state, place)  # type: ignore[return-value]
 
 
@@ -114,15 +118,14 @@ def _move(here: Place, there: Place) -> None:
 
 
 def _read_all() -> Ambient:
+    casts = map(_casts, _KINDS) if _autocast() else repeat(False, len(_KINDS))
     return Ambient(
         _grad(),
         _inference(),
-        tuple(
-            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind, _, _ in _AT_REST
-        ),
+        tuple(zip(_KINDS, casts, map(_cast_to, _KINDS), strict=True)),
         torch.is_autocast_cache_enabled(),
-        tuple(function_modes()),  # type: ignore[no-untyped-call]
-        tuple(dispatch_modes()),
+        tuple(function_modes()) if _n_function() else (),  # type: ignore[no-untyped-call]
+        tuple(dispatch_modes()) if _n_dispatch() else (),
         saved_hooks(),
         getattr(_default_device, "device_context", None),
         _place(),
@@ -149,14 +152,17 @@ def full(state: State) -> Ambient:
     """A state with everything that `read` leaves out because it is at rest."""
     if isinstance(state, Ambient):
         return state
-    grad, place = (state, None) if isinstance(state, bool) else state
-    return Ambient(grad, False, _AT_REST, True, (), (), (), None, place)
+    flags, place = (state, None) if isinstance(state, int) else state
+    return Ambient(bool(flags & GRAD), bool(flags & INFERENCE), _AT_REST, True, (), (), (), None, place)
 
 
 def swap(now: State, then: State) -> None:
     """Replace the state `now` of this thread by `then`."""
-    if isinstance(now, bool) and isinstance(then, bool):
-        _set_grad(then)
+    if isinstance(now, int) and isinstance(then, int):
+        _set_flags(now, then)
+        return
+    if not isinstance(now, Ambient | int) and not isinstance(then, Ambient | int) and now[1] == then[1]:
+        _set_flags(now[0], then[0])
         return
     old, new = full(now), full(then)
     _replace_modes(old.functions, new.functions, pop_function_mode, push_function_mode)
@@ -178,6 +184,13 @@ def swap(now: State, then: State) -> None:
     if old.autocast_cache != new.autocast_cache:
         torch.set_autocast_cache_enabled(new.autocast_cache)
     _set_grad(new.grad)
+
+
+def _set_flags(now: int, then: int) -> None:
+    """Replace grad mode and inference mode, of which the second sets the first as well."""
+    if (now ^ then) & INFERENCE:
+        _set_inference(bool(then & INFERENCE))
+    _set_grad(bool(then & GRAD))
 
 
 def _set_default_device(context: Any) -> None:
@@ -232,5 +245,8 @@ READERS = {
     "transform": transform,
     "forward_grad": torch._C._is_fwd_grad_enabled,
     "cuda": None if _current_device is None else _cuda,
+    "cuda_device": _current_device,
+    "cuda_devices": _devices,
+    "cuda_stream": _current_stream,
 }
 """What the state is read by, for the compiled part."""

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -133,7 +132,7 @@ class Fakes(TorchFunctionMode):
         fake = fakes[-1] if fakes else self._under
         dispatches = tuple(mode for mode in now.dispatches if not isinstance(mode, FakeTensorMode))
         dispatches = dispatches if fake is None else (*dispatches, fake)
-        ambient.swap(now, replace(now, functions=functions, dispatches=dispatches))
+        ambient.swap(now, now._replace(functions=functions, dispatches=dispatches))
         avoids = bool(getattr(fake, "avoid_device_init", False))
         torch._C._set_only_lift_cpu_tensors(avoids)  # as torch's mode does when it is entered
         if avoids and hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
@@ -146,8 +145,7 @@ class Fakes(TorchFunctionMode):
         if not isinstance(now, ambient.Ambient) or self not in now.functions:
             yield
             return
-        without = replace(
-            now,
+        without = now._replace(
             functions=tuple(mode for mode in now.functions if mode is not self),
             dispatches=tuple(mode for mode in now.dispatches if mode is not self.mode),
         )
