@@ -1,295 +1,7 @@
-/* One block of several: its request, its turn, its rows of a visit. `Worker.ask`, `Schedule.reached` and `_turns`,
-   `RowVisit`, `join`. */
+/* One block of several: its beginning and end, its request, its turn. `Worker.__init__`, `_serve` and `ask`,
+   `Schedule.reached` and `_turns`. */
 
 #include "quick.h"
-
-/* -- what a block has of a visit: its rows ------------------------------------------------------------------------- */
-
-/* Whether it is the rows of a visit of the model's. */
-int are_rows(PyObject *view)
-{
-    return Py_TYPE(view) == RowVisit && PEEK(view, RowVisit, pieces) != NULL &&
-           Py_TYPE(PEEK(view, RowVisit, visit)) == Visit && PyObject_TypeCheck(PEEK(view, RowVisit, rows), Rows);
-}
-
-/* The output of a visit as one prompt has it so far, borrowed; NULL where it has asked for nothing yet. */
-static PyObject *piece_of(PyObject *view)
-{
-    PyObject *pieces = PEEK(view, RowVisit, pieces);
-    return PyDict_GET_SIZE(pieces) ? PyDict_GetItemWithError(pieces, s_result) : NULL;
-}
-
-/* Whether the first dimension of a value counts the rows of all prompts. Ordinary: it is a tensor for which it does. */
-static int has_rows(PyObject *rows, PyObject *value)
-{
-    if (Py_TYPE(value) != Tensor)
-        return OTHER;
-    PyObject *shape = PyObject_GetAttr(value, s_shape);
-    int has = shape == NULL ? FAILED : OTHER;
-    if (shape != NULL && PyTuple_Check(shape) && PyTuple_GET_SIZE(shape))
-        has = equal(PyTuple_GET_ITEM(shape, 0), PEEK(rows, Rows, total));
-    Py_XDECREF(shape);
-    return has;
-}
-
-/* Let a prompt have `value` where `whole` stands, which has rows; takes over `marks`. */
-static int have(PyObject *view, PyObject *whole, PyObject *value, PyObject *marks)
-{
-    PyObject *piece = marks == NULL ? NULL : PyType_GenericAlloc(Piece, 0);
-    if (piece == NULL) {
-        Py_XDECREF(marks);
-        return FAILED;
-    }
-    PUT(piece, Piece, rows, new_ref(PEEK(view, RowVisit, rows)));
-    PUT(piece, Piece, whole, new_ref(whole));
-    PUT(piece, Piece, value, new_ref(value));
-    PUT(piece, Piece, _marks, marks);
-    PUT(piece, Piece, fits, new_ref(Py_True));
-    int failed = PyDict_SetItem(PEEK(view, RowVisit, pieces), s_result, piece);
-    Py_DECREF(piece);
-    return failed;
-}
-
-/* Address, shape and strides of a tensor; None for one that has no such. */
-static PyObject *place_of(PyObject *tensor)
-{
-    PyObject *layout = Py_TYPE(tensor) == Tensor ? PyObject_GetAttr(tensor, s_layout) : new_ref(Py_None);
-    PyObject *address = NULL, *shape = NULL, *strides = NULL, *place = NULL;
-    Py_XDECREF(layout);
-    if (layout != py_strided)
-        return layout == NULL ? NULL : new_ref(Py_None);
-    if ((address = PyObject_CallMethodNoArgs(tensor, s_data_ptr)) != NULL &&
-        (shape = PyObject_GetAttr(tensor, s_shape)) != NULL &&
-        (strides = PyObject_CallMethodNoArgs(tensor, s_stride)) != NULL)
-        place = PyTuple_Pack(3, address, shape, strides);
-    Py_XDECREF(address);
-    Py_XDECREF(shape);
-    Py_XDECREF(strides);
-    return place;
-}
-
-/* Hand out the rows of a tensor, and remember what they are. */
-static int take(PyObject *view, PyObject *whole)
-{
-    PyObject *rows = PEEK(view, RowVisit, rows), *first = PEEK(rows, Rows, start);
-    PyObject *end = PyNumber_Add(first, PEEK(rows, Rows, size)), *slice = NULL, *own = NULL, *place = NULL;
-    PyObject *mark = NULL, *key = NULL, *marks = NULL;
-    int failed = FAILED;
-    if (end == NULL || (slice = PySlice_New(first, end, NULL)) == NULL ||
-        (own = PyObject_GetItem(whole, slice)) == NULL ||
-        (place = place_of(own)) == NULL || (mark = PyTuple_Pack(4, own, zero, place, zero)) == NULL || (key = PyLong_FromVoidPtr(whole)) == NULL ||
-        (marks = PyDict_New()) == NULL || PyDict_SetItem(marks, key, mark) < 0)
-        goto over;
-    failed = have(view, whole, own, new_ref(marks));
-over:
-    Py_XDECREF(end);
-    Py_XDECREF(slice);
-    Py_XDECREF(own);
-    Py_XDECREF(place);
-    Py_XDECREF(mark);
-    Py_XDECREF(key);
-    Py_XDECREF(marks);
-    return failed;
-}
-
-/* A prompt's rows of an output. Ordinary: of a tensor, without gradients. */
-PyObject *rows_read(PyObject *view)
-{
-    PyObject *piece = piece_of(view), *whole;
-    if (piece != NULL || PyErr_Occurred())
-        return piece == NULL ? NULL : new_ref(PEEK(piece, Piece, value));
-    whole = new_ref(PEEK(PEEK(view, RowVisit, visit), Visit, result)); /* what looks at it may run code of anybody's */
-    int plain = has_rows(PEEK(view, RowVisit, rows), whole);
-    if (plain == 1) {
-        int grad = truth(py_grad);
-        plain = grad < 0 ? FAILED : !grad;
-    }
-    if (plain == ORDINARY && take(view, whole) < 0)
-        plain = FAILED;
-    Py_DECREF(whole);
-    if (plain == OTHER)
-        return PyObject_GetAttr(view, s_result);
-    piece = plain < 0 ? NULL : piece_of(view);
-    return piece == NULL ? NULL : new_ref(PEEK(piece, Piece, value));
-}
-
-/* Whether a tensor has the shape of a prompt's rows of another, and its dtype and device. */
-static int is_like_rows(PyObject *rows, PyObject *whole, PyObject *value)
-{
-    if (Py_TYPE(whole) != Tensor)
-        return OTHER;
-    PyObject *theirs = PyObject_GetAttr(whole, s_shape), *mine = theirs == NULL ? NULL : PyObject_GetAttr(value, s_shape);
-    int alike = mine == NULL ? FAILED : OTHER;
-    if (mine != NULL && PyTuple_Check(mine) && PyTuple_Check(theirs) &&
-        PyTuple_GET_SIZE(mine) == PyTuple_GET_SIZE(theirs) && PyTuple_GET_SIZE(mine)) {
-        alike = equal(PyTuple_GET_ITEM(theirs, 0), PEEK(rows, Rows, total));
-        if (alike == 1)
-            alike = equal(PyTuple_GET_ITEM(mine, 0), PEEK(rows, Rows, size));
-        for (Py_ssize_t at = 1; alike == 1 && at < PyTuple_GET_SIZE(mine); at++)
-            alike = equal(PyTuple_GET_ITEM(mine, at), PyTuple_GET_ITEM(theirs, at));
-    }
-    Py_XDECREF(theirs);
-    Py_XDECREF(mine);
-    if (alike == 1)
-        alike = agree(value, whole, s_dtype);
-    return alike == 1 ? agree(value, whole, s_device) : alike;
-}
-
-/* Replace a prompt's rows of an output. Ordinary: it has not read them, and a tensor takes the place of rows like it. */
-int rows_replace(PyObject *view, PyObject *value, int checked)
-{
-    if (piece_of(view) != NULL || Py_TYPE(value) != Tensor)
-        return OTHER;
-    PyObject *whole = new_ref(PEEK(PEEK(view, RowVisit, visit), Visit, result)), *rows = PEEK(view, RowVisit, rows);
-    int plain = PyErr_Occurred() ? FAILED : checked ? is_like_rows(rows, whole, value) : has_rows(rows, whole);
-    if (plain == ORDINARY)
-        plain = have(view, whole, value, PyDict_New()) < 0 ? FAILED : ORDINARY;
-    Py_DECREF(whole);
-    return plain;
-}
-
-/* Let a value stand where a prompt's rows of an output stand, which it has read. */
-int rows_put(PyObject *view, PyObject *value)
-{
-    PyObject *piece = piece_of(view);
-    if (piece == NULL)
-        return PyErr_Occurred() ? FAILED : PyObject_SetAttr(view, s_result, value);
-    PUT(piece, Piece, value, new_ref(value));
-    return 0;
-}
-
-/* -- and what becomes of them -------------------------------------------------------------------------------------- */
-
-/* Ordinary: rows that were handed out as a view still are one, and need no gradients. */
-static int is_view(PyObject *mark)
-{
-    PyObject *own = PyTuple_GET_ITEM(mark, 0), *place;
-    if (Py_TYPE(own) != Tensor)
-        return OTHER;
-    int needs = truth_of(PyObject_GetAttr(own, s_requires_grad));
-    if (needs || (place = place_of(own)) == NULL)
-        return needs == 1 ? OTHER : FAILED;
-    int same = PyObject_RichCompareBool(place, PyTuple_GET_ITEM(mark, 2), Py_EQ);
-    Py_DECREF(place);
-    return same;
-}
-
-/* Whether what stands where a prompt's rows of a tensor were is something that the model does not have yet. */
-static int is_touched(PyObject *piece)
-{
-    PyObject *whole = PEEK(piece, Piece, whole), *value = PEEK(piece, Piece, value);
-    if (value == whole)
-        return 0;
-    if (!PyDict_GET_SIZE(PEEK(piece, Piece, _marks)))
-        return 1;
-    PyObject *key = PyLong_FromVoidPtr(whole);
-    if (key == NULL)
-        return FAILED;
-    PyObject *mark = PyDict_GetItemWithError(PEEK(piece, Piece, _marks), key);
-    Py_DECREF(key);
-    if (mark == NULL || PyTuple_GET_ITEM(mark, 0) != value)
-        return PyErr_Occurred() ? FAILED : 1;
-    int plain = PyTuple_GET_ITEM(mark, 1) == zero ? is_view(mark) : OTHER;
-    return plain == OTHER ? truth_of(PyObject_CallMethodNoArgs(piece, s_edited)) : plain < 0 ? FAILED : 0;
-}
-
-/* Append the rows of a tensor from one on to another. */
-static int append_rows(PyObject *parts, PyObject *whole, PyObject *from, PyObject *to)
-{
-    PyObject *slice = PySlice_New(from, to, NULL), *own = slice == NULL ? NULL : PyObject_GetItem(whole, slice);
-    int failed = own == NULL ? FAILED : PyList_Append(parts, own);
-    Py_XDECREF(slice);
-    Py_XDECREF(own);
-    return failed;
-}
-
-/* Append what a prompt has made of its rows, and before it the rows up to there. Ordinary: it comes after what is there
-   already, which ends at `at`. */
-static int append_piece(PyObject *parts, PyObject *whole, PyObject *piece, PyObject **at)
-{
-    PyObject *rows = PEEK(piece, Piece, rows), *start = PEEK(rows, Rows, start), *end;
-    int plain = PEEK(piece, Piece, fits) == Py_True && PEEK(piece, Piece, whole) == whole &&
-                Py_TYPE(PEEK(piece, Piece, value)) == Tensor;
-    if (plain)
-        plain = PyObject_RichCompareBool(start, *at, Py_GE);
-    if (plain != 1 || (end = PyNumber_Add(start, PEEK(rows, Rows, size))) == NULL)
-        return plain == 1 ? FAILED : plain;
-    int before = equal(start, *at) == 1 ? 0 : append_rows(parts, whole, *at, start);
-    int failed = before < 0 ? FAILED : PyList_Append(parts, PEEK(piece, Piece, value));
-    Py_SETREF(*at, end);
-    return failed < 0 ? FAILED : ORDINARY;
-}
-
-/* The parts that an output is to be made of, in order; none where nobody has changed it. Ordinary: it is a tensor with
-   rows, and prompts have nothing else of the visit. */
-static int append_parts(PyObject *parts, PyObject *whole, PyObject *views)
-{
-    PyObject *at = new_ref(zero), *total = NULL;
-    int plain = Py_TYPE(whole) == Tensor;
-    for (Py_ssize_t which = 0; plain == ORDINARY && which < PyList_GET_SIZE(views); which++) {
-        PyObject *view = PyList_GET_ITEM(views, which), *piece = are_rows(view) ? piece_of(view) : NULL;
-        if (PyErr_Occurred())
-            plain = FAILED;
-        else if (!are_rows(view) || PyDict_GET_SIZE(PEEK(view, RowVisit, pieces)) != (piece != NULL))
-            plain = OTHER;
-        else if (piece != NULL && Py_TYPE(PEEK(piece, Piece, whole)) != Tensor)
-            plain = OTHER;
-        else if (piece != NULL) {
-            int touched = is_touched(piece);
-            plain = touched == 1 ? append_piece(parts, whole, piece, &at) : touched < 0 ? FAILED : ORDINARY;
-            total = PEEK(PEEK(piece, Piece, rows), Rows, total);
-        }
-    }
-    if (plain == ORDINARY && PyList_GET_SIZE(parts)) {
-        int ends = equal(at, total);
-        if (ends < 0 || (ends == 0 && append_rows(parts, whole, at, Py_None) < 0))
-            plain = FAILED;
-    }
-    Py_DECREF(at);
-    return plain;
-}
-
-/* Hand the rows of all prompts back to the model. Ordinary: they fit together; else Python says why not. */
-static int join(PyObject *visit, PyObject *views)
-{
-    PyObject *parts = PyList_New(0), *whole = new_ref(PEEK(visit, Visit, result)), *done = NULL;
-    int plain = parts == NULL ? FAILED : append_parts(parts, whole, views);
-    if (plain == ORDINARY && PyList_GET_SIZE(parts)) {
-        done = PyObject_CallOneArg(py_cat, parts);
-        if (done != NULL)
-            PUT(visit, Visit, result, done);
-        else if (PyErr_ExceptionMatches(PyExc_RuntimeError)) {
-            PyErr_Clear();
-            plain = OTHER;
-        } else
-            plain = FAILED;
-    }
-    Py_XDECREF(parts);
-    Py_DECREF(whole);
-    if (plain == OTHER) {
-        done = PyObject_CallFunctionObjArgs(py_join, visit, views, NULL);
-        Py_XDECREF(done);
-        plain = done == NULL ? FAILED : ORDINARY;
-    }
-    return plain < 0 ? FAILED : 0;
-}
-
-/* Whether something was replaced that may have no rows, so that it is every prompt's. */
-static int is_shared(PyObject *views)
-{
-    for (Py_ssize_t at = 0; at < PyList_GET_SIZE(views); at++) {
-        PyObject *view = PyList_GET_ITEM(views, at), *piece, *name;
-        Py_ssize_t next = 0;
-        int fits = 1, shares = 0;
-        while (fits && PyDict_Next(PEEK(view, RowVisit, pieces), &next, &name, &piece))
-            fits = PEEK(piece, Piece, fits) == Py_True;
-        if (!fits)
-            shares = truth_of(PyObject_CallMethodNoArgs(view, s_shares));
-        if (shares)
-            return shares;
-    }
-    return 0;
-}
 
 /* -- a block's worker ---------------------------------------------------------------------------------------------- */
 
@@ -320,6 +32,124 @@ PyObject *worker_init(PyObject *module, PyObject *const *args, Py_ssize_t size)
                  HOLD(switch, PyObject_CallFunctionObjArgs((PyObject *)Switch, serve, worker, owner, NULL)) ||
                  HOLD(pause, PyObject_GetAttr(PEEK(worker, Worker, switch), s_pause));
     Py_XDECREF(serve);
+    Py_XDECREF(owner);
+    return failed ? NULL : new_ref(Py_None);
+}
+
+/* Whether it is a block's worker, made to the end. */
+static int is_worker(PyObject *worker)
+{
+    return Py_TYPE(worker) == Worker && PEEK(worker, Worker, pause) != NULL &&
+           Py_TYPE(PEEK(worker, Worker, switch)) == Switch;
+}
+
+/* Nothing on this stack asks any more. */
+static int close_part(PyObject *worker, PyObject *part, PyObject *owner, PyObject *trees)
+{
+    PyObject *done;
+    if (PyDict_GET_SIZE(PEEK(worker, Worker, reads))) {
+        done = PyObject_CallMethodObjArgs(worker, s__over, part, owner, NULL);
+        Py_XDECREF(done);
+        return done == NULL ? FAILED : 0;
+    }
+    for (Py_ssize_t at = 0; at < PyTuple_GET_SIZE(trees); at++) {
+        PyObject *closed[] = {PyTuple_GET_ITEM(trees, at), owner, part};
+        if ((done = tree_closed(NULL, closed, 3)) == NULL)
+            return FAILED;
+        Py_DECREF(done);
+    }
+    if (PyObject_SetAttr(part, s__run, Py_None) < 0 || PyObject_SetAttr(part, s__steps, Py_None) < 0 ||
+        PyObject_SetAttr(part, s__outer, Py_None) < 0)
+        return FAILED;
+    PUT(worker, Worker, trace, new_ref(Py_None));
+    return 0;
+}
+
+/* Take an error that is under way, so that another may come; NULL where there is none. */
+static PyObject *take_error(void)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (type == NULL)
+        return NULL;
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(value, traceback);
+    Py_DECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+}
+
+/* Let an error go on, whose reference is taken over, unless another came meanwhile, which then has it as its context. */
+static int go_on(PyObject *error)
+{
+    PyObject *other = take_error();
+    if (other == NULL)
+        other = error;
+    else if (error != NULL)
+        PyException_SetContext(other, error);
+    if (other == NULL)
+        return 0;
+    PyErr_Restore(new_ref((PyObject *)Py_TYPE(other)), other, PyException_GetTraceback(other));
+    return FAILED;
+}
+
+/* The same whatever error is under way, which goes on; and again after any, for an interrupt may have fallen into it. */
+static int over(PyObject *worker, PyObject *part, PyObject *owner, PyObject *trees)
+{
+    PyObject *error = take_error();
+    close_part(worker, part, owner, trees);
+    if (go_on(error) == 0)
+        return 0;
+    error = take_error();
+    PyObject *done = PyObject_CallMethodObjArgs(worker, s__over, part, owner, NULL);
+    Py_XDECREF(done);
+    return go_on(error);
+}
+
+/* Run a block that can ask now, and say what it returns to who wants to know. */
+static int run_block(PyObject *worker, PyObject *body)
+{
+    PyObject *result = PyObject_CallNoArgs(body), *keep, *done;
+    if (result != NULL && PyList_GET_SIZE(PEEK(worker, Worker, pending))) { /* edits in place that go back */
+        done = PyObject_CallMethodNoArgs(worker, s_settle);
+        if (done == NULL || PyList_SetSlice(PEEK(worker, Worker, pending), 0, PY_SSIZE_T_MAX, NULL) < 0)
+            Py_CLEAR(result);
+        Py_XDECREF(done);
+    }
+    if (result != NULL && (keep = PEEK(worker, Worker, _keep)) != Py_None) {
+        done = PyObject_CallOneArg(keep, result);
+        if (done == NULL)
+            Py_CLEAR(result);
+        Py_XDECREF(done);
+    }
+    Py_XDECREF(result);
+    return result == NULL ? FAILED : 0;
+}
+
+/* Run a block, while requests of this stack go to its part of the trace. Its owner is the frame that calls this. */
+PyObject *worker_serve(PyObject *module, PyObject *worker)
+{
+    PyObject *frame = (PyObject *)PyEval_GetFrame();
+    if (!learned || !is_worker(worker) || PEEK(worker, Worker, _body) == Py_None || PEEK(worker, Worker, trace) == Py_None ||
+        !PyTuple_CheckExact(PEEK(worker, Worker, _trees)) || frame == NULL)
+        return PyObject_CallOneArg(py_serve, worker);
+    PyObject *body = new_ref(PEEK(worker, Worker, _body)), *part = new_ref(PEEK(worker, Worker, trace));
+    PyObject *trees = new_ref(PEEK(worker, Worker, _trees)), *owner = new_owner(frame);
+    int failed = owner == NULL || PyObject_SetAttr(part, s__run, worker) < 0 || PyObject_SetAttr(part, s__owner, owner) < 0;
+    PUT(worker, Worker, _body, new_ref(Py_None));
+    if (owner != NULL) {
+        for (Py_ssize_t at = 0; !failed && at < PyTuple_GET_SIZE(trees); at++) {
+            PyObject *opened[] = {PyTuple_GET_ITEM(trees, at), owner, part}, *done = tree_opened(NULL, opened, 3);
+            Py_XDECREF(done);
+            failed = done == NULL;
+        }
+        failed = failed || run_block(worker, body) < 0;
+        failed = over(worker, part, owner, trees) < 0 || failed;
+    }
+    Py_DECREF(body);
+    Py_DECREF(part);
+    Py_DECREF(trees);
     Py_XDECREF(owner);
     return failed ? NULL : new_ref(Py_None);
 }
@@ -385,13 +215,6 @@ static int pause_block(PyObject *worker)
     Py_DECREF(pause);
     Py_XDECREF(done);
     return done == NULL ? FAILED : 0;
-}
-
-/* Whether it is a block's worker, made to the end. */
-static int is_worker(PyObject *worker)
-{
-    return Py_TYPE(worker) == Worker && PEEK(worker, Worker, pause) != NULL &&
-           Py_TYPE(PEEK(worker, Worker, switch)) == Switch;
 }
 
 /* Ordinary: the model goes on, and nothing waits for that. */
@@ -487,7 +310,7 @@ static int turn(PyObject *schedule, PyObject *worker, PyObject *live)
     PyObject *views = PEEK(schedule, Schedule, views), *turns = PEEK(worker, Worker, switch), *done;
     PUT(worker, Worker, want, new_ref(Py_None));
     if (PyList_GET_SIZE(views)) { /* the worker sees what those before it wrote */
-        int shared = PEEK(worker, Worker, rows) == Py_None ? 1 : is_shared(views);
+        int shared = PEEK(worker, Worker, rows) == Py_None ? 1 : rows_shared(views);
         if (shared == 1) {
             done = PyObject_CallFunctionObjArgs(py_join, live, views, Py_True, NULL);
             Py_XDECREF(done);
@@ -594,7 +417,7 @@ PyObject *schedule_reached(PyObject *module, PyObject *const *args, Py_ssize_t s
         PUT(schedule, Schedule, views, own);
         done = schedule_turns(NULL, pair, 2);
         own = new_ref(PEEK(schedule, Schedule, views));
-        if (done != NULL && PyList_GET_SIZE(own) && join(visit, own) < 0)
+        if (done != NULL && PyList_GET_SIZE(own) && rows_join(visit, own) < 0)
             Py_CLEAR(done);
         Py_DECREF(own);
     }

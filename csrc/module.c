@@ -25,6 +25,8 @@ static PyMethodDef methods[] = {
     {"opened", (PyCFunction)(void (*)(void))tree_opened, METH_FASTCALL, "A trace begins to serve requests."},
     {"closed", (PyCFunction)(void (*)(void))tree_closed, METH_FASTCALL, "A trace serves no more requests."},
     {"worker_init", (PyCFunction)(void (*)(void))worker_init, METH_FASTCALL, "Make the worker of a block."},
+    {"serve", worker_serve, METH_O, "Run a block."},
+    {"concatenate", concatenate, METH_O, "Put the inputs of several prompts into one call."},
     {"worker_ask", (PyCFunction)(void (*)(void))worker_ask, METH_FASTCALL, "Wait until a model reaches a visit."},
     {"turns", (PyCFunction)(void (*)(void))schedule_turns, METH_FASTCALL, "Resume workers, until none can go on."},
     {"reached", (PyCFunction)(void (*)(void))schedule_reached, METH_FASTCALL, "Resume the workers that wait for a visit."},

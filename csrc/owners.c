@@ -20,24 +20,27 @@ static int stands_in(PyFrameObject *frame, PyCodeObject *code)
     return is < 0 ? FAILED : !is;
 }
 
+/* The owner of what belongs to a frame. */
+PyObject *new_owner(PyObject *frame)
+{
+    PyObject *key = PyLong_FromVoidPtr(frame), *owner = key == NULL ? NULL : PyType_GenericAlloc(Owner, 0);
+    if (owner != NULL) {
+        PUT(owner, Owner, key, new_ref(key));
+        PUT(owner, Owner, code, (PyObject *)PyFrame_GetCode((PyFrameObject *)frame));
+    }
+    Py_XDECREF(key);
+    return owner;
+}
+
 /* The owner of a trace that is entered from a frame. Ordinary: it is that frame. */
 PyObject *frame_owner(PyObject *module, PyObject *frame)
 {
     if (!learned || !PyFrame_Check(frame))
         return PyObject_CallOneArg(py_owner, frame);
     PyCodeObject *code = PyFrame_GetCode((PyFrameObject *)frame);
-    PyObject *owner = NULL, *key = NULL;
     int plain = stands_in((PyFrameObject *)frame, code);
-    if (plain == OTHER)
-        owner = PyObject_CallOneArg(py_owner, frame);
-    else if (plain == ORDINARY && (key = PyLong_FromVoidPtr(frame)) != NULL &&
-             (owner = PyType_GenericAlloc(Owner, 0)) != NULL) {
-        PUT(owner, Owner, key, new_ref(key));
-        PUT(owner, Owner, code, new_ref((PyObject *)code));
-    }
-    Py_XDECREF(key);
     Py_DECREF(code);
-    return owner;
+    return plain < 0 ? NULL : plain == OTHER ? PyObject_CallOneArg(py_owner, frame) : new_owner(frame);
 }
 
 /* The open traces of a tree, and the key of an owner's among them; NULL where these are not what they should be. */

@@ -8,7 +8,8 @@
    turns.c     two stacks take turns, each with torch's state of its own
    run.c       a run: its beginning and end, what has passed, the arrival at a visit, the request for one
    tap.c       what runs in place of a module's call
-   blocks.c    one block of several: its request, its turn, its rows
+   rows.c      one prompt's rows of the inputs and of a visit, and how they come together
+   blocks.c    one block of several: its beginning and end, its request, its turn
    owners.c    the frame that a trace belongs to, and the trace that is open there
    request.c   an envoy's output and input, read and written
    module.c    what Python can call */
@@ -52,7 +53,8 @@ typedef Py_ssize_t Slot;
     X(RowVisit, visit) X(RowVisit, rows) X(RowVisit, pieces) \
     X(Worker, name) X(Worker, reads) X(Worker, until) X(Worker, waits) X(Worker, trace) X(Worker, _body) \
     X(Worker, _trees) X(Worker, _keep) X(Worker, _looked) X(Owner, key) X(Owner, code) \
-    X(Piece, rows) X(Piece, whole) X(Piece, value) X(Piece, _marks) X(Piece, fits) X(Rows, start) X(Rows, size) X(Rows, total)
+    X(Piece, rows) X(Piece, whole) X(Piece, value) X(Piece, _marks) X(Piece, fits) X(Rows, start) \
+    X(Rows, size) X(Rows, total) X(Rows, padding) X(Rows, length) X(Rows, copies)
 
 #define OBJECTS(X) \
     X(RunEnded) X(NOBODY) X(getcurrent) X(gettrace) X(TURN) X(here) X(operators) X(visit) X(remember) X(replace) \
@@ -60,14 +62,14 @@ typedef Py_ssize_t Slot;
     X(hooks) X(transform) X(forward_grad) X(cuda) X(cuda_device) X(cuda_devices) X(cuda_stream) X(get_output) X(set_output) X(get_input) X(set_attr) X(seen) \
     X(ask) X(resume) X(pause) X(NotReached) X(OrderError) X(property) X(config) X(worker_ask) X(turns) X(reached) \
     X(join) X(cat) X(strided) X(guard) X(homes) X(switch_init) X(run_init) X(owner) X(opened) X(closed) X(contextlib) X(enters) X(worker_init) \
-    X(get_item) X(LISTS) X(execute) X(model) X(finish) X(GreenletExit) X(apply)
+    X(get_item) X(LISTS) X(execute) X(model) X(finish) X(GreenletExit) X(serve) X(concatenate) X(apply)
 
 #define NAMES(X) \
     X(_tree) X(_open) X(_fused) X(_site) X(_path) X(_run) X(_steps) X(_visit) X(current) X(number) X(switch) \
     X(tracing) X(gr_context) X(parent) X(job) X(_initialized) X(forward) X(count) X(reach) X(leave) X(broke) \
     X(_record) X(_arrive) X(nothing_came) X(recalled) X(_unreached) X(_meet) X(_start) X(_take_turn) X(add) \
     X(ask) X(port) X(result) X(args) X(reads) X(output) X(input) X(requires_grad) X(shape) X(dtype) X(device) \
-    X(checks) X(data_ptr) X(layout) X(stride) X(edited) X(shares) X(note) X(home) X(_part) X(_serve) X(_owner) X(pause) X(_model) X(_module) X(_modules) X(_close) X(_unmet) X(_tell) X(_release) X(_skip_all) \
+    X(checks) X(data_ptr) X(layout) X(stride) X(edited) X(shares) X(note) X(home) X(_part) X(_serve) X(_owner) X(pause) X(_model) X(_module) X(_modules) X(_close) X(_unmet) X(_over) X(_outer) X(settle) X(_tell) X(_release) X(_skip_all) \
     X(_forward_hooks) X(_forward_pre_hooks) X(_backward_hooks) X(_backward_pre_hooks)
 
 #define DECLARE_CLASS(name) extern PyTypeObject *name;
@@ -172,13 +174,18 @@ void broke(PyObject *stack, PyObject *key);
 
 /* blocks.c */
 int block_ask(PyObject *worker, PyObject *site, PyObject *port, PyObject *number, PyObject **found);
-int are_rows(PyObject *view);
 PyObject *schedule_reached(PyObject *module, PyObject *const *args, Py_ssize_t size);
+
+/* rows.c */
+int are_rows(PyObject *view);
 PyObject *rows_read(PyObject *view);
 int rows_replace(PyObject *view, PyObject *value, int checked);
 int rows_put(PyObject *view, PyObject *value);
+int rows_join(PyObject *visit, PyObject *views);
+int rows_shared(PyObject *views);
 
 /* owners.c */
+PyObject *new_owner(PyObject *frame);
 int find_trace(PyObject *tree, PyObject **trace);
 
 /* request.c */
@@ -205,8 +212,10 @@ PyObject *frame_owner(PyObject *module, PyObject *frame);
 PyObject *tree_opened(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *tree_closed(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *worker_init(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *worker_serve(PyObject *module, PyObject *worker);
 PyObject *worker_ask(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *schedule_turns(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *concatenate(PyObject *module, PyObject *inputs);
 PyObject *place(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *same(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *displace(PyObject *module, PyObject *const *args, Py_ssize_t size);

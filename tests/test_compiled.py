@@ -15,7 +15,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import interlace as il
-from interlace import compiled, run, schedule, served, site, switch, workers
+from interlace import batch, compiled, run, schedule, served, site, switch, workers
 from interlace.compiled import quick
 
 BUILT = "c = __import__('interlace.compiled', fromlist=['c']); print(c.how)"
@@ -81,6 +81,8 @@ def test_what_is_in_c_has_the_names_and_words_of_python() -> None:
         lambda: quick.opened(1, 2, 3),
         lambda: quick.closed(1, 2, 3),
         lambda: quick.worker_init(1, 2, 3, 4, 5, 6, 7),
+        lambda: quick.serve(3),
+        lambda: quick.concatenate(3),
         lambda: quick.worker_ask(1, 2, 3, 4),
         lambda: quick.turns(1, []),
         lambda: quick.turns(schedule.Schedule([]), [1]),
@@ -188,15 +190,48 @@ def kinds_of_slots() -> dict[str, dict[str, str]]:
     }
 
 
-def test_what_is_made_in_c_is_what_python_makes() -> None:
+def put_together() -> list[str]:
+    """What becomes of the inputs of several prompts, of many kinds."""
+    x, ids = torch.arange(6.0).reshape(2, 3), torch.arange(4)
+    inputs: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = [
+        [((x,), {})],
+        [((x,), {}), ((x[:1] + 9,), {}), ((x[:0],), {})],
+        [((x, ids[:2]), {}), ((x, ids), {})],
+        [((x, 3), {}), ((x, 3), {})],
+        [((x, x.sum()), {}), ((x, x.sum()), {})],
+        [((x,), {"ids": ids}), ((x,), {"ids": ids})],
+        [((nn.Parameter(x),), {}), ((x,), {})],
+        [(([x, x],), {}), (([x, x],), {})],
+        [((x.sum(), x), {}), ((x.sum(), x), {})],
+        [((), {}), ((), {})],
+        [((x.sum(),), {}), ((x,), {})],
+        [((x,), {}), ((x, x), {})],
+        [((x,), {}), ((x[:, 1:],), {})],
+        [((x,), {}), ((x[0],), {})],
+        [((x,), {}), ((x.double(),), {})],
+        [((x,), {}), ((x.to("meta"),), {})],
+        [((x, 3), {}), ((x, 4), {})],
+        [((x,), {}), (("text",), {})],
+    ]
+    said = []
+    for given in inputs:
+        try:
+            said.append(repr(batch.concatenate(given)))
+        except (il.errors.InputError, RuntimeError) as error:
+            said.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    return said
+
+
+@pytest.mark.parametrize("what", [kinds_of_slots, put_together])
+def test_what_is_made_in_c_is_what_python_makes(what: Callable[[], Any]) -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", "from tests.test_compiled import *; print(kinds_of_slots())"],
+        [sys.executable, "-c", f"from tests.test_compiled import *; print({what.__name__}())"],
         env={**os.environ, compiled.SETTING: "0"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert str(kinds_of_slots()) == ran.stdout.strip()
+    assert str(what()) == ran.stdout.strip()
 
 
 @needs_it

@@ -215,6 +215,18 @@ def test_a_tensor_of_another_device_is_refused() -> None:
     assert kept.is_cuda
 
 
+def test_prompts_that_lie_on_several_devices_go_where_the_model_is() -> None:
+    net, x = big(), tokens()
+    model = il.Model(net)
+    with torch.no_grad():
+        with model.trace() as tracer:
+            with tracer.invoke(x[:1]):
+                first = model.output.logits
+            with tracer.invoke(x[1:].cpu()):
+                second = model.output.logits
+        torch.testing.assert_close(torch.cat([first, second]), net(x).logits)
+
+
 @pytest.mark.parametrize("part", ["forward", "backward"])
 def test_memory_that_runs_out_is_an_error_of_the_model(part: str) -> None:
     """The error is raised in C++, below a stack of our own, with a native backtrace; a model goes on after it."""

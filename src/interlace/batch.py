@@ -1,6 +1,7 @@
 """Put the inputs of several prompts into one call. A model class for another kind of input has its own way."""
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -29,9 +30,11 @@ def concatenate(inputs: list[Input]) -> Batch:
         InputError: They do not fit together; names the first two that differ, and the field.
     """
     first_args, first_kwargs = inputs[0]
-    rows, end = [], 0
+    rows: list[Rows] = []
+    end = 0
     for number, (args, kwargs) in enumerate(inputs):
-        size = _rows(args, kwargs, number)
+        first = args[0] if args else None
+        size = first.size(0) if type(first) is torch.Tensor and first.dim() else _rows(args, kwargs, number)
         if len(args) != len(first_args) or (
             (kwargs or first_kwargs) and kwargs.keys() != first_kwargs.keys()
         ):
@@ -43,8 +46,12 @@ def concatenate(inputs: list[Input]) -> Batch:
         end += size
     for own in rows:
         own.total = end
-    joined = [_join([args[at] for args, _ in inputs], f"argument {at}") for at in range(len(first_args))]
-    named = {key: _join([kwargs[key] for _, kwargs in inputs], f"`{key}`") for key in first_kwargs}
+    joined: list[Any] = []
+    for column in zip(*map(itemgetter(0), inputs), strict=True):
+        joined.append(_join(list(column), f"argument {len(joined)}"))
+    named: dict[str, Any] = {}
+    for key in first_kwargs:
+        named[key] = _join([kwargs[key] for _, kwargs in inputs], f"`{key}`")
     return tuple(joined), named, rows
 
 
@@ -94,11 +101,13 @@ def _join(values: list[Any], field: str) -> Any:
             same = isinstance(value, torch.Tensor) and (
                 value.shape == shape or (value.dim() and value.shape[1:] == shape[1:])
             )
-            if not same or value.dtype != dtype:
+            if not same or value.dtype != dtype or value.is_meta != first.is_meta:
                 raise InputError(
                     f"The inputs of invoke 0 and invoke {number} cannot be combined: {field} is "
                     f"{trees.describe(first)} and {trees.describe(value)}."
                 )
+        if any(value.device != first.device for value in values):  # each alone would be moved to the model
+            values = [value.to(first.device) for value in values]
         return torch.cat(values) if len(values) > 1 else first
     inside = trees.children(first)
     if inside is None:

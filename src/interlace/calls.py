@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,13 +76,13 @@ class Called:
 
     def __call__(self) -> Callable[[], Any]:
         """The call, on input that the model's class has prepared and that is where the model is."""
+        if self.loads:
+            self.envoy._tree.load()
         return self._placed(*self._prepared(self.args, self.kwargs))
 
     def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Input:
         """An input as the model's class prepares it."""
         envoy, fn = self.envoy, self.fn
-        if self.loads:
-            envoy._tree.load()
         return (
             envoy._prepare_input(*args, **kwargs) if fn is None else envoy._function_input(fn, args, kwargs)
         )
@@ -108,12 +109,16 @@ class Given(Called):
     @property
     def waits(self) -> bool:
         """Whether the input may come from `tracer.invoke(...)`."""
-        return not self.args and (self.fn is not None or not self.envoy._has_input(self.kwargs))
+        if self.args or self.fn is not None:
+            return not self.args
+        return not self.kwargs or not self.envoy._has_input(self.kwargs)
 
     def __call__(self) -> Callable[[], Any]:
         """The call to run, or `InputError` where nothing was given."""
         if not self.args and not self.kwargs and self.fn is None:
             raise no_input(f"{self.envoy._path}.{self.opens}")
+        if self.loads:
+            self.envoy._tree.load()
         return self._placed(*self._prepared(self.args, self.kwargs))
 
     def combined(self, inputs: list[Input]) -> tuple[Callable[[], Any], list[Rows]]:
@@ -123,9 +128,13 @@ class Given(Called):
                 f"`{self.envoy._path}.trace(x)` has its input already, and an invoke gives another.\n"
                 "Give every input to an invoke of its own."
             )
-        args, kwargs, rows = self.envoy._combine([self._prepared(*given) for given in inputs], self.fn)
-        kwargs = {**kwargs, **self.kwargs}
-        copies = self.envoy._copies(self.fn, kwargs)
+        envoy, fn = self.envoy, self.fn
+        if self.loads:
+            envoy._tree.load()
+        args, kwargs, rows = envoy._combine(list(starmap(self._prepared, inputs)), fn)
+        if self.kwargs:
+            kwargs = {**kwargs, **self.kwargs}
+        copies = envoy._copies(fn, kwargs)
         if copies:
             rows = [replace(own, copies=copies) for own in rows]
         return self._placed(args, kwargs), rows

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from interlace import calls, edit
-from interlace.batch import Batch, alone, concatenate
+from interlace import batch, calls, edit
+from interlace.batch import Batch, alone
 from interlace.cache import chosen_ports
 from interlace.edit import DEFAULT
 from interlace.errors import InputError, InterlaceWarning, NameMissError, OutsideTraceError, nearest
@@ -439,7 +439,7 @@ class Envoy:
         fn: Any,  # noqa: ARG002
     ) -> Batch:
         """One call for the prepared inputs of several prompts, and the rows of each."""
-        return concatenate(inputs)
+        return batch.concatenate(inputs)
 
     def _copies(self, fn: Any, kwargs: Mapping[str, Any]) -> tuple[int, ...]:  # noqa: ARG002
         """How often a run of `fn` may repeat each row of its batch."""

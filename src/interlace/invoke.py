@@ -8,6 +8,7 @@ when the trace runs its model, each on a stack of its own (`workers`), over the 
 import sys
 import weakref
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -106,20 +107,25 @@ class Prompts:
         Args:
             prepare: What the trace was opened with. Its own input is the whole batch, where no block has one.
         """
-        inputs = [given for given, *_ in self._blocks if given is not None]
+        inputs: list[Input] = []
+        for given, *_ in self._blocks:
+            if given is not None:
+                inputs.append(given)
         return prepare.combined(inputs) if inputs else (prepare(), [])
 
     def add_body(self, given: Input | None, body: Body) -> None:
         """Take in a captured block."""
         frame = body.frame
         assert frame is not None
-        _, family = self._families.setdefault(id(frame), (frame, Family(self._wait, self._wait_for_use)))
+        known = self._families.get(id(frame))
+        if known is None:
+            known = self._families[id(frame)] = frame, Family(self._wait, self._wait_for_use)
         scope = body.scope()
-        family.add(scope)
+        known[1].add(scope)
         self._templates[scope] = body.template
         self._places[scope] = len(self._blocks)
-        run = body.bind()
-        self._blocks.append((given, lambda: run(scope), f"the block at line {body.template.line}", None))
+        run = partial(body.bind(), scope)
+        self._blocks.append((given, run, f"the block at line {body.template.line}", None))
 
     def add_function(self, given: Input | None, function: Callable[[], Any], frame: FrameType) -> Promise:
         """Take in a function."""
@@ -127,7 +133,10 @@ class Prompts:
         name = getattr(function, "__name__", "a block")
         values: list[Any] = []
         promise = Promise(name, values)
-        self._promises.setdefault(id(frame), (frame, []))[1].append(weakref.ref(promise))
+        known = self._promises.get(id(frame))
+        if known is None:
+            known = self._promises[id(frame)] = frame, []
+        known[1].append(weakref.ref(promise))
         self._blocks.append((given, function, f"`{name}`", values.append))
         return promise
 
@@ -194,7 +203,11 @@ class Prompts:
         for frame, family in self._families.values():
             family.close(frame)
         for frame, promises in self._promises.values():
-            kept = [one for promise in promises if (one := promise()) is not None and one._values]
+            kept: list[Promise] = []
+            for promise in promises:
+                one = promise()
+                if one is not None and one._values:
+                    kept.append(one)
             if not kept:
                 continue  # no name is bound to one
             values = {id(one): one._values[0] for one in kept}

@@ -11,6 +11,7 @@ import torch
 
 from interlace import (
     ambient,
+    batch,
     edit,
     frames,
     pieces,
@@ -44,6 +45,7 @@ METHODS: dict[str, tuple[type, str]] = {
     "opened": (tree.Tree, "opened"),
     "closed": (tree.Tree, "closed"),
     "worker_init": (workers.Worker, "__init__"),
+    "serve": (workers.Worker, "_serve"),
     "worker_ask": (workers.Worker, "ask"),
     "turns": (schedule.Schedule, "_turns"),
     "reached": (schedule.Schedule, "reached"),
@@ -103,13 +105,14 @@ def hasten(kind: Any, lists: frozenset[type]) -> None:
         owner=frames.owner,
         contextlib=frames._CONTEXTLIB,
         enters=frames._ENTERS,
-        apply=recompute._APPLY,
+        concatenate=batch.concatenate,
         join=pieces.join,
         cat=torch.cat,
         strided=torch.strided,
         guard=switch._guard,
         homes=switch._homes,
         GreenletExit=switch.GreenletExit,
+        apply=recompute._APPLY,
         **ambient.READERS,
         **{name: getattr(owner, method) for name, (owner, method) in methods.items()},
     )
@@ -122,6 +125,6 @@ def hasten(kind: Any, lists: frozenset[type]) -> None:
         ) from error
     kind.output = own
     kind.input = property(quick.get_input, taken.fset, doc=taken.__doc__)
-    frames.owner = quick.owner
+    batch.concatenate, frames.owner = quick.concatenate, quick.owner
     for name, (owner, method) in methods.items():
         setattr(owner, method, quick.method(getattr(quick, name)))

@@ -231,7 +231,7 @@ class Schedule:
         ready: list[Worker] = []
         if self._held:
             self._release(ready)
-        self._turns(ready)
+            self._turns(ready)
         while late := self._late():
             self._waiting.clear()
             if late in self._held:

@@ -85,6 +85,8 @@ class Served(Run):
         schedule = self.schedule
         if self.switch.done:
             self.raised = None  # the trace is over, by another error
+            if schedule is None and not self.at_end:
+                return
         if schedule is not None and not self.switch.started:
             schedule._close()
         super().end()

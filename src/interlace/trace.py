@@ -222,13 +222,12 @@ class Trace:
         for cache in self._caches:
             cache._attach(self, run)
 
-    def _retap(self) -> None:
+    def _retap(self, taps: Taps) -> None:
         """Put taps on the modules that are there now: real weights may have come with the input."""
-        taps = self._tree.taps()
-        if self._taps is not None and taps is not self._taps:
+        if self._taps is not None:
             self._taps.remove(self)
-            self._taps = taps
-            taps.install(self)
+        self._taps = taps
+        taps.install(self)
 
     def _stepping(self) -> Steps:
         """The position in the steps of the run, which most runs do without."""
@@ -244,8 +243,10 @@ class Trace:
         if prepare is None:
             raise TraceError("This trace is not open: its `with` block has not begun, or is over.")
         call, rows = (prepare(), []) if prompts is None else prompts.call(prepare)
-        self._retap()
-        workers = self._edits()
+        taps = self._tree.taps()
+        if taps is not self._taps:
+            self._retap(taps)
+        workers = self._edits() if self._tree.edits else []
         if prompts is not None:
             workers += prompts.workers(self, rows)
         self._begin(call, workers)

@@ -390,7 +390,8 @@ class Worker:
 
     def leave(self) -> None:
         """Unwind it where it waits."""
-        self.switch.end()
+        if not self.switch.done:
+            self.switch.end()
         self.switch.carries = None  # it carries this worker, which holds it
         self.pause = self.switch.pause  # a bound method of its own would hold it
         self._schedule = self._body = self._view = self.trace = None

@@ -10,6 +10,7 @@ import sys
 import traceback
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 
 import interlace as il
 from interlace.errors import NotReachedError, TraceError, WriteError
+from interlace.tree import Tree
 from tests.prompts.programs import run
 
 X, Y = torch.ones(2, 4), torch.full((3, 4), -1.0)
@@ -346,3 +348,38 @@ def test_a_run_cannot_be_stopped_by_its_own_model(model: il.Model, prompts: bool
     hook.remove()
     with model.trace(X):
         model[1].output
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
+def test_an_error_at_the_end_of_a_block_ends_it_all_the_same(
+    fails: bool, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the block's own error as its context, as in any `finally`."""
+    model, x = il.Model(nn.Sequential(nn.Tanh(), nn.Tanh())), torch.ones(1, 2, requires_grad=True)
+    parts: list[object] = []
+    remember, falls, calls = Tree.remember, kind("now"), 0
+
+    def fall_once(tree: Tree, reads: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise falls
+        remember(tree, reads)
+
+    def block() -> None:
+        parts.extend(opened.trace() for opened in model._tree._open.values())
+        read = model[0].output, model[1].output
+        assert len(read) == 2
+        if fails:
+            raise ValueError("mine")
+
+    monkeypatch.setattr(Tree, "remember", fall_once)
+    with pytest.raises(kind) as caught, model.trace() as tracer:
+        tracer.invoke(x)(block)
+        tracer.invoke(x)(lambda: None)
+    assert caught.value is falls
+    assert isinstance(falls.__context__, ValueError) is fails
+    assert calls == 2
+    assert [getattr(part, "_run", None) for part in parts] == [None] * 2
+    assert not model._tree.busy

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.dlpack import from_dlpack
 
 import interlace as il
 
@@ -179,3 +180,177 @@ def test_what_looks_at_a_tensor_may_ask_for_another_site(write: bool) -> None:
 
     assert tracer.result.tolist() == [[3, 3], [7, 7]]
     assert write or first.tolist() == [[1, 1]]
+
+
+def _given_back(module: Any, out: Tensor) -> Tensor:
+    module.kept = out
+    return out
+
+
+def _detached(module: Any, out: Tensor) -> Tensor:
+    module.kept = out.detach()
+    return out
+
+
+def _viewed(module: Any, out: Tensor) -> Tensor:
+    module.kept = out[1:]
+    return out
+
+
+def _view_of(module: Any, out: Tensor) -> Tensor:
+    kept = module.kept = torch.cat([out, out])
+    return kept[:3]
+
+
+def _as_array(module: Any, out: Tensor) -> Tensor:
+    module.kept = torch.from_numpy(out.numpy().copy())
+    return torch.from_numpy(module.kept.numpy())
+
+
+def _array_of(module: Any, out: Tensor) -> Tensor:
+    module.kept = out.numpy()
+    return out
+
+
+def _lent(module: Any, out: Tensor) -> Tensor:
+    module.kept = out
+    return from_dlpack(out)
+
+
+def _capsule(module: Any, out: Tensor) -> Tensor:
+    module.kept = from_dlpack(out.__dlpack__())
+    return out
+
+
+def _closed_over(module: Any, out: Tensor) -> Tensor:
+    module.kept = lambda: out
+    return out
+
+
+class Store(nn.Module):
+    kept: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = x
+        return x
+
+
+def _scripted(module: Any, out: Tensor) -> Tensor:  # no object of Python's holds it there
+    store = torch.jit.script(Store())
+    store(out)
+    module.kept = lambda: store.kept
+    return out
+
+
+def _storage(module: Any, out: Tensor) -> Tensor:
+    storage = out.untyped_storage()
+    module.kept = lambda: torch.tensor(list(bytes(storage)))
+    return out
+
+
+def _expanded(module: Any, out: Tensor) -> Tensor:  # the rows are one memory
+    module.kept = None
+    return out[:1].clone().expand(3, -1)
+
+
+def _inferred(module: Any, out: Tensor) -> Tensor:  # not to be written to outside of inference mode
+    module.kept = None
+    with torch.inference_mode():
+        return out * 1
+
+
+class Holds(nn.Module):
+    """Keeps, or has from elsewhere, what it returns."""
+
+    kept: Any
+
+    def __init__(self, how: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self, x * 2)
+
+
+HOLDERS = [
+    _given_back, _detached, _viewed, _view_of, _as_array, _array_of, _lent, _capsule, _closed_over, _scripted,
+    _storage, _expanded, _inferred,
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("how", HOLDERS)
+@pytest.mark.parametrize("checked", [True, False])
+def test_what_replaces_rows_shows_nowhere_else(
+    mode: Any, how: Any, checked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model goes on with another tensor: who holds what the module returned, whatever way, sees nothing of it."""
+
+    def copied(value: Any) -> Any:
+        found = value() if callable(value) else value
+        return found if found is None else torch.as_tensor(found).clone()
+
+    net = nn.Sequential(nn.Identity(), Holds(how), nn.Identity(), Shift())
+    model, holds, mine = il.Model(net), net[1], torch.full((1, 2), 50.0)
+    given = [torch.zeros(1, 2), X]
+    monkeypatch.setattr(il.config, "checks", checked)
+    with mode():
+        bare = net(torch.cat(given))
+        kept = copied(holds.kept)
+        before: list[Tensor] = []
+
+        def replace() -> None:
+            model[0].output = mine * 0
+            model[1].output = mine
+            model[3].output = mine + 1
+
+        def read() -> None:
+            before.append(model[0].output)
+            model[2].output = model[2].output + 1
+
+        with model.trace() as tracer:
+            tracer.invoke(given[0])(replace)
+            tracer.invoke(given[1])(read)
+        assert torch.equal(tracer.result[1:], bare[1:] + 1)
+        assert torch.equal(tracer.result[:1], mine + 1)
+        assert torch.equal(before[0], X)
+        if kept is not None:
+            assert torch.equal(copied(holds.kept), kept)
+        assert torch.equal(mine, torch.full((1, 2), 50.0))
+
+
+@pytest.mark.parametrize("hold", ["hook", "read", "cache"])
+def test_what_others_have_of_a_visit_stays(hold: str) -> None:
+    net = nn.Sequential(Shift(), Shift(), nn.Identity())
+    model, kept = il.Model(net), []
+
+    def keep(module: nn.Module, args: Any, out: Tensor) -> None:
+        kept.append(out)
+
+    def replace() -> None:
+        model[1].output = torch.zeros(2, 2)
+
+    def read() -> None:
+        kept.append(model[1].output)
+
+    with torch.no_grad():
+        handle = net[1].register_forward_hook(keep) if hold == "hook" else None
+        with model.trace() as tracer:
+            if hold == "read":
+                tracer.invoke(X)(read)
+            cache = tracer.cache(modules=[model[1]]) if hold == "cache" else None
+            tracer.invoke(X)(replace)
+        if handle is not None:
+            handle.remove()
+        if cache is not None:
+            kept.append(cache["model.1"].output)
+    assert torch.equal(tracer.result[-2:], torch.zeros(2, 2))
+    if hold == "cache":
+        assert torch.equal(kept[0], torch.zeros(2, 2))
+    else:
+        assert torch.equal(kept[0], X + 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
@@ -35,6 +35,7 @@ class Template:
         code: Of a function of the frame's first argument and the block's `Scope`.
         reads: Names it may take from the frame around.
         binds: Names it may leave in that frame.
+        mentions: Both.
         deletes: Names that it unbinds.
         bound_as: The name after `as`.
         entry: Where the block is entered, which is where it is skipped.
@@ -56,6 +57,10 @@ class Template:
     owner: str | None
     item: int
     uses: Mapping[str, float]
+    mentions: frozenset[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mentions", self.reads | self.binds)
 
     def line_of(self, name: str) -> int:
         """The last line of the block that binds a name; that of its `with` when none can be told."""
@@ -69,7 +74,7 @@ class Template:
         return max(found) + self.line - 1 - indented if found else self.line
 
 
-# By the code object's identity: its own hash and equality compare contents, and forget the file.
+# By the code object's identity: its own hash and equality compare contents, and forget the file; and by the place in it.
 _templates: dict[int, dict[int, Template]] = {}
 
 
@@ -106,24 +111,27 @@ class Body:
     def before(self) -> dict[str, object]:
         """What the frame holds now of the names that the block mentions."""
         assert self.frame is not None
-        here, outer = around.held(self.frame), around.outer(self.frame)
+        return self._before(self.frame, around.outer(self.frame))
+
+    def _before(self, frame: FrameType, outer: Scope | None) -> dict[str, object]:
         template = self.template
-        names = template.reads | template.binds
-        if outer is not None:  # now, while the block around can wait for its siblings
-            missing = [name for name in names if name not in here]
-            here |= {
-                name: value for name in missing if (value := outer._il_from_outside(name)) is not NOTHING
-            }
-        return {name: here[name] for name in names if name in here}
+        found: dict[str, object] = {}
+        here = skip.held(frame) if outer is None else around.held(frame)
+        for name in template.mentions:
+            if name in here:
+                found[name] = here[name]
+            elif outer is not None and (value := outer._il_from_outside(name)) is not NOTHING:
+                found[name] = value  # now, while the block around can wait for its siblings
+        return found
 
     def scope(self, *, rebinds: bool = False) -> Scope:
         """The names for a run of the block; with `rebinds`, the name after `as` is the block's to bind."""
-        assert self.frame is not None
-        template = self.template
-        binds = template.binds
+        frame, template = self.frame, self.template
+        assert frame is not None
+        binds, outer = template.binds, around.outer(frame)
         if rebinds and template.bound_as is not None:
             binds |= {template.bound_as}
-        return Scope(self.before(), binds, self.frame.f_globals, around.outer(self.frame), template.uses)
+        return Scope(self._before(frame, outer), binds, frame.f_globals, outer, template.uses)
 
     def bind(self) -> Bound:
         """The block as a function of a `Scope`, free of the frame.
@@ -132,9 +140,12 @@ class Body:
         """
         assert self.frame is not None
         code, frame = self.template.code, self.frame
-        closure = tuple(CellType(skip.held(frame)[name]) for name in code.co_freevars)
-        function = FunctionType(code, frame.f_globals, code.co_name, None, closure)
-        return Bound(function, first_argument(frame))
+        if not code.co_freevars:
+            return Bound(FunctionType(code, frame.f_globals), None)
+        here = skip.held(frame)
+        closure = tuple(CellType(here[name]) for name in code.co_freevars)
+        first = here.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
+        return Bound(FunctionType(code, frame.f_globals, None, None, closure), first)
 
     def run(self, scope: Scope) -> None:
         """Run the block in its scope, now."""
@@ -142,11 +153,11 @@ class Body:
 
 
 class Bound:
-    """A captured block with its globals and its frame's first argument.
+    """A captured block with its globals.
 
     Attributes:
-        function: The block's code as a function of the two.
-        first: The first argument of the frame, which `super()` takes for the instance.
+        function: The block's code as a function of `first` and a scope.
+        first: The first argument of the frame, which `super()` takes for the instance, where the block needs one.
     """
 
     __slots__ = ("__globals__", "first", "function")
@@ -165,7 +176,7 @@ class Bound:
             _forget_skip(error)
             raise
         finally:
-            scope._il_finish()
+            scope._il_settled = None  # all names are what they will be: the block has ended, well or not
 
 
 def _forget_skip(error: BaseException) -> None:
@@ -175,12 +186,6 @@ def _forget_skip(error: BaseException) -> None:
         if isinstance(link.__context__, skip.Skipped):
             link.__context__ = None
         link = link.__context__
-
-
-def first_argument(frame: FrameType) -> object:
-    """What `super()` without arguments takes for the instance."""
-    code = frame.f_code
-    return skip.held(frame).get(code.co_varnames[0]) if code.co_argcount else None
 
 
 def capture(frame: FrameType, remedy: str = FUNCTION_FORM) -> Body:
@@ -193,7 +198,7 @@ def capture(frame: FrameType, remedy: str = FUNCTION_FORM) -> Body:
     Raises:
         CaptureError: the block has no source, or holds a statement that works only where it stands.
     """
-    code, offset = frame.f_code, frames.at(frame)
+    code, offset = frame.f_code, frame.f_lasti
     known = _templates.get(id(code))
     if known is None:
         known = _templates[id(code)] = {}

@@ -47,8 +47,12 @@ def check_function(function: object, takes: tuple[object, ...], wanted: str) -> 
         TypeError: It cannot be called with that.
         CaptureError: Calling it would only begin it.
     """
-    if isinstance(function, FunctionType) and _is_plain(function, len(takes)):
-        return
+    if isinstance(function, FunctionType):  # quickly, since there may be one for each of many prompts
+        code = function.__code__
+        most = code.co_argcount
+        least = most - len(function.__defaults__ or ())
+        if not code.co_flags & _SUSPENDS and not code.co_kwonlyargcount and least <= len(takes) <= most:
+            return
     name = getattr(function, "__qualname__", function)
     if not callable(function) or not _binds(function, takes):
         raise TypeError(wanted.format(repr(name)))
@@ -57,13 +61,6 @@ def check_function(function: object, takes: tuple[object, ...], wanted: str) -> 
             raise CaptureError(_begun(name, "an `async def`"))
         if inspect.isgeneratorfunction(part):
             raise CaptureError(_begun(name, "a function with `yield`"))
-
-
-def _is_plain(function: FunctionType, count: int) -> bool:
-    """Whether a function surely runs with so many arguments; quick, since there may be one for each of many prompts."""
-    code = function.__code__
-    given = code.co_argcount - len(function.__defaults__ or ())
-    return not code.co_flags & _SUSPENDS and not code.co_kwonlyargcount and given <= count <= code.co_argcount
 
 
 def _binds(function: Any, takes: tuple[object, ...]) -> bool:

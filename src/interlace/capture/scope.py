@@ -137,7 +137,3 @@ class Scope:
     def _il_is_past(self, name: str, line: int) -> bool:
         """Whether the block, which is at a line, has no more use for a name; 0 before it has begun."""
         return self._il_settled is None or line > self._il_uses[name]
-
-    def _il_finish(self) -> None:
-        """All names are what they will be: the block has ended, well or not."""
-        self._il_settled = None
