@@ -9,7 +9,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is fir
 import torch
 from tqdm import tqdm
 
-from benchmarks import breakdown, gradients, memory, models, prompts, recording, report, scans, source
+from benchmarks import (
+    breakdown,
+    gradients,
+    memory,
+    models,
+    modes,
+    prompts,
+    recording,
+    report,
+    scans,
+    source,
+)
 from benchmarks.workloads import Row, measured, workloads_of
 from benchmarks.wrapping import SIZES, wrapping
 
@@ -51,6 +62,7 @@ def sections(wanted: argparse.Namespace) -> list[str]:
         fresh = 5 if wanted.quick else 100
         subject = models.overhead(32)
         small = models.gpt2("GPT-2", layers=2, width=8, heads=2, vocabulary=32, tokens=4)
+        parts += ["## Modes of torch\n", modes.text(0.2 if wanted.quick else 2.0)]
         with torch.no_grad():
             parts += ["## An operation of a forward\n", source.text(0.5 if wanted.quick else 4.0)]
             figures = prompts.text(0.3 if wanted.quick else 4.0, fresh // 5)

@@ -17,7 +17,7 @@ SURE = 2.0  # standard errors
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """A limit on a figure, the figure, and its standard error, all in the unit that `text` names."""
+    """A limit on a figure as `text` says it, the figure, and its standard error, all in one unit."""
 
     text: str
     limit: float
@@ -38,12 +38,10 @@ def aim_of(row: Row) -> Aim | None:
     match row.workload:
         case workloads.UNTRACED:
             floor = max(UNMEASURABLE * row.bare.total, abs(row.hooks.extra) + SURE * row.hooks.error)
-            return Aim("nothing measurable", floor, ours.extra, ours.error)
+            return Aim("nothing", floor, ours.extra, ours.error)
         case workloads.EMPTY:
             limit = PER_TRACE + PER_MODULE * modules
-            return Aim(
-                f"{PER_TRACE:.0f} + {PER_MODULE} a module = {limit:.0f} µs", limit, ours.extra, ours.error
-            )
+            return Aim(f"{limit:.0f} µs", limit, ours.extra, ours.error)
         case workloads.READ_ALL:
             return _ratio(row, READ_RATIO)
         case workloads.CACHE_ALL:
@@ -55,8 +53,7 @@ def aim_of(row: Row) -> Aim | None:
         case workloads.GENERATE:
             limit = PER_STEP + PER_MODULE * modules
             steps = workloads.STEPS
-            text = f"{PER_STEP:.0f} + {PER_MODULE} a module = {limit:.0f} µs a step"
-            return Aim(text, limit, ours.extra / steps, ours.error / steps)
+            return Aim(f"{limit:.0f} µs a step", limit, ours.extra / steps, ours.error / steps)
         case _:
             return None
 
@@ -71,4 +68,4 @@ def ratio(row: Row) -> float | None:
 def _ratio(row: Row, limit: float) -> Aim:
     """Compared as microseconds, which stay meaningful when the hooks' own cost drowns in noise."""
     error = (row.ours.error**2 + (limit * row.hooks.error) ** 2) ** 0.5
-    return Aim(f"{limit} times the hooks", limit * row.hooks.extra, row.ours.extra, error)
+    return Aim(f"{limit} times", limit * row.hooks.extra, row.ours.extra, error)

@@ -36,7 +36,7 @@ def costs(rows: Sequence[Row]) -> str:
         here = list(group)
         others = sorted({tool for row in here for tool in row.costs if tool not in OURS})
         parts.append(f"### {name[0].upper()}{name[1:]} ({here[0].subject.modules} modules)\n")
-        head = ["workload", "bare µs", "hooks +µs", "interlace +µs", "each", "times hooks", "aim", ""]
+        head = ["workload", "bare µs", "hooks +µs", "interlace +µs", "each", "times hooks", "aim"]
         head[4:4] = [f"{tool} +µs" for tool in others]
         parts.append(table(head, [_line(row, others) for row in here]) + "\n")
     return "\n".join(parts)
@@ -53,7 +53,7 @@ def _line(row: Row, others: Sequence[str]) -> list[str]:
         *(_extra(row, tool) for tool in others),
         "" if row.workload.units(row.subject) == 1 else f"{row.per_unit:.2f} a {row.workload.unit}",
         "" if times is None else f"{times:.2f}",
-        *_aim(aim),
+        ": ".join(filter(None, _aim(aim))),
     ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gradients, memory, models, prompts, recording, report, scans, source, workloads
+from benchmarks import gradients, memory, models, modes, prompts, recording, report, scans, source, workloads
 from benchmarks.adapters import OURS, tools
 from benchmarks.aims import Aim, aim_of, ratio
 from benchmarks.measure import Contender, Cost, interleaved
@@ -157,3 +157,9 @@ def test_scans_are_timed_on_the_same_shapes() -> None:
 def test_every_way_gives_the_same_gradients() -> None:
     ways = gradients.subjects()  # compares them
     assert len(ways["hooks by hand"]()) == source.LAYERS
+
+
+def test_every_mode_of_torch_has_a_line() -> None:
+    lines = modes.text(0.0).split("\n")
+    assert [line.split("|")[1].strip() for line in lines[2:]] == list(modes.MODES)
+    assert len({line.count("|") for line in lines}) == 1
