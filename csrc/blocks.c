@@ -65,21 +65,6 @@ static int close_part(PyObject *worker, PyObject *part, PyObject *owner, PyObjec
     return 0;
 }
 
-/* Take an error that is under way, so that another may come; NULL where there is none. */
-static PyObject *take_error(void)
-{
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    if (type == NULL)
-        return NULL;
-    PyErr_NormalizeException(&type, &value, &traceback);
-    if (traceback != NULL)
-        PyException_SetTraceback(value, traceback);
-    Py_DECREF(type);
-    Py_XDECREF(traceback);
-    return value;
-}
-
 /* Let an error go on, whose reference is taken over, unless another came meanwhile, which then has it as its context. */
 static int go_on(PyObject *error)
 {

@@ -146,6 +146,21 @@ static inline int gives_none(PyObject *found)
     return found == Py_None;
 }
 
+/* Take an error that is under way, so that another may come; NULL where there is none. */
+static inline PyObject *take_error(void)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (type == NULL)
+        return NULL;
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(value, traceback);
+    Py_DECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+}
+
 static inline int no_hooks(void) { return gives_none(PyObject_CallOneArg(py_hooks, Py_True)); }
 
 /* -- what the files have for each other ---------------------------------------------------------------------------- */

@@ -28,8 +28,9 @@ static int shape_of(PyObject *value, PyObject **shape)
     return OTHER;
 }
 
-/* Whether the same argument of two prompts differs in nothing but its number of rows. */
-static int are_alike(PyObject *one, PyObject *other)
+/* Whether two tensors have the same dtype and device, and the same shape but for their rows; where `rows` are told, the
+   one is to have as many as a prompt, and the other as many as the batch. */
+static int are_alike(PyObject *one, PyObject *other, PyObject *rows)
 {
     PyObject *mine = NULL, *theirs = NULL;
     int alike = shape_of(one, &mine);
@@ -37,6 +38,10 @@ static int are_alike(PyObject *one, PyObject *other)
         alike = shape_of(other, &theirs);
     if (alike == ORDINARY)
         alike = PyTuple_GET_SIZE(mine) == PyTuple_GET_SIZE(theirs);
+    if (alike == ORDINARY && rows != NULL)
+        alike = equal(PyTuple_GET_ITEM(theirs, 0), PEEK(rows, Rows, total));
+    if (alike == ORDINARY && rows != NULL)
+        alike = equal(PyTuple_GET_ITEM(mine, 0), PEEK(rows, Rows, size));
     for (Py_ssize_t at = 1; alike == ORDINARY && at < PyTuple_GET_SIZE(mine); at++)
         alike = equal(PyTuple_GET_ITEM(mine, at), PyTuple_GET_ITEM(theirs, at));
     Py_XDECREF(mine);
@@ -50,18 +55,19 @@ static int are_alike(PyObject *one, PyObject *other)
 static int join_argument(PyObject *inputs, Py_ssize_t at, PyObject **joined)
 {
     Py_ssize_t many = PyList_GET_SIZE(inputs);
-    PyObject *column = PyList_New(0), *first = NULL;
+    PyObject *column = PyList_New(0), *first = NULL, *shape = NULL;
     int plain = column == NULL ? FAILED : ORDINARY;
     for (Py_ssize_t which = 0; plain == ORDINARY && which < many; which++) {
         PyObject *value = PyTuple_GET_ITEM(PyTuple_GET_ITEM(PyList_GET_ITEM(inputs, which), 0), at);
         first = which ? first : value;
-        plain = are_alike(first, value);
+        plain = which ? are_alike(first, value, NULL) : shape_of(first, &shape);
         if (plain == ORDINARY && PyList_Append(column, value) < 0)
             plain = FAILED;
     }
     if (plain == ORDINARY && (*joined = many == 1 ? new_ref(first) : PyObject_CallOneArg(py_cat, column)) == NULL)
         plain = FAILED;
     Py_XDECREF(column);
+    Py_XDECREF(shape);
     return plain;
 }
 
@@ -145,13 +151,12 @@ static PyObject *piece_of(PyObject *view)
 /* Whether the first dimension of a value counts the rows of all prompts. Ordinary: it is a tensor for which it does. */
 static int has_rows(PyObject *rows, PyObject *value)
 {
-    if (Py_TYPE(value) != Tensor)
-        return OTHER;
-    PyObject *shape = PyObject_GetAttr(value, s_shape);
-    int has = shape == NULL ? FAILED : OTHER;
-    if (shape != NULL && PyTuple_Check(shape) && PyTuple_GET_SIZE(shape))
+    PyObject *shape;
+    int has = shape_of(value, &shape);
+    if (has == ORDINARY) {
         has = equal(PyTuple_GET_ITEM(shape, 0), PEEK(rows, Rows, total));
-    Py_XDECREF(shape);
+        Py_DECREF(shape);
+    }
     return has;
 }
 
@@ -236,35 +241,13 @@ PyObject *rows_read(PyObject *view)
     return piece == NULL ? NULL : new_ref(PEEK(piece, Piece, value));
 }
 
-/* Whether a tensor has the shape of a prompt's rows of another, and its dtype and device. */
-static int is_like_rows(PyObject *rows, PyObject *whole, PyObject *value)
-{
-    if (Py_TYPE(whole) != Tensor)
-        return OTHER;
-    PyObject *theirs = PyObject_GetAttr(whole, s_shape), *mine = theirs == NULL ? NULL : PyObject_GetAttr(value, s_shape);
-    int alike = mine == NULL ? FAILED : OTHER;
-    if (mine != NULL && PyTuple_Check(mine) && PyTuple_Check(theirs) &&
-        PyTuple_GET_SIZE(mine) == PyTuple_GET_SIZE(theirs) && PyTuple_GET_SIZE(mine)) {
-        alike = equal(PyTuple_GET_ITEM(theirs, 0), PEEK(rows, Rows, total));
-        if (alike == 1)
-            alike = equal(PyTuple_GET_ITEM(mine, 0), PEEK(rows, Rows, size));
-        for (Py_ssize_t at = 1; alike == 1 && at < PyTuple_GET_SIZE(mine); at++)
-            alike = equal(PyTuple_GET_ITEM(mine, at), PyTuple_GET_ITEM(theirs, at));
-    }
-    Py_XDECREF(theirs);
-    Py_XDECREF(mine);
-    if (alike == 1)
-        alike = agree(value, whole, s_dtype);
-    return alike == 1 ? agree(value, whole, s_device) : alike;
-}
-
 /* Replace a prompt's rows of an output. Ordinary: it has not read them, and a tensor takes the place of rows like it. */
 int rows_replace(PyObject *view, PyObject *value, int checked)
 {
     if (piece_of(view) != NULL || Py_TYPE(value) != Tensor)
         return OTHER;
     PyObject *whole = new_ref(PEEK(PEEK(view, RowVisit, visit), Visit, result)), *rows = PEEK(view, RowVisit, rows);
-    int plain = PyErr_Occurred() ? FAILED : checked ? is_like_rows(rows, whole, value) : has_rows(rows, whole);
+    int plain = PyErr_Occurred() ? FAILED : checked ? are_alike(value, whole, rows) : has_rows(rows, whole);
     if (plain == ORDINARY)
         plain = have(view, whole, value, PyDict_New()) < 0 ? FAILED : ORDINARY;
     Py_DECREF(whole);

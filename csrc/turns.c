@@ -341,16 +341,8 @@ PyObject *switch_execute(PyObject *module, PyObject *turns)
     else if (PyErr_ExceptionMatches(py_RunEnded)) {
         PyErr_Clear();
         PUT(turns, Switch, unwound, new_ref(Py_True));
-    } else if (!leaves) {
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        PyErr_NormalizeException(&type, &value, &traceback);
-        if (traceback != NULL)
-            PyException_SetTraceback(value, traceback);
-        PUT(turns, Switch, error, value);
-        Py_DECREF(type);
-        Py_XDECREF(traceback);
-    }
+    } else if (!leaves)
+        PUT(turns, Switch, error, take_error());
     PUT(turns, Switch, done, new_ref(Py_True));
     return leaves ? NULL : new_ref(Py_None);
 }
