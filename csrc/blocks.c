@@ -139,6 +139,23 @@ PyObject *worker_serve(PyObject *module, PyObject *worker)
     return failed ? NULL : new_ref(Py_None);
 }
 
+/* Let go of everything. Ordinary: the block has ended. */
+PyObject *worker_leave(PyObject *module, PyObject *worker)
+{
+    PyObject *turns = learned && is_worker(worker) ? PEEK(worker, Worker, switch) : NULL, *pause;
+    if (turns == NULL || PEEK(turns, Switch, done) != Py_True)
+        return PyObject_CallOneArg(py_worker_leave, worker);
+    if ((pause = PyObject_GetAttr(turns, s_pause)) == NULL) /* one of its own would hold it */
+        return NULL;
+    PUT(turns, Switch, carries, new_ref(Py_None));
+    PUT(worker, Worker, pause, pause);
+    const Slot none[] = {Worker__schedule, Worker__body, Worker__view, Worker_trace};
+    for (size_t at = 0; at < sizeof none / sizeof *none; at++)
+        put(worker, none[at], new_ref(Py_None));
+    PyObject *pending = PEEK(worker, Worker, pending);
+    return PyList_SetSlice(pending, 0, PyList_GET_SIZE(pending), NULL) < 0 ? NULL : new_ref(Py_None);
+}
+
 /* -- a block's request --------------------------------------------------------------------------------------------- */
 
 /* A visit as a block sees it: with its rows only, where it has rows of its own. */

@@ -17,6 +17,7 @@ static PyMethodDef methods[] = {
     {"switch_init", (PyCFunction)(void (*)(void))switch_init, METH_FASTCALL, "Make a switch."},
     {"run_init", (PyCFunction)(void (*)(void))run_init, METH_FASTCALL, "Make a run."},
     {"execute", switch_execute, METH_O, "Run the function of a switch to its end."},
+    {"work", work, METH_O, "Do the jobs of a stack."},
     {"model", run_model, METH_O, "Make a model's call."},
     {"finish", run_finish, METH_O, "Let a model run to its end."},
     {"resume", switch_resume, METH_O, "Run the function of a switch until it pauses or ends."},
@@ -28,6 +29,7 @@ static PyMethodDef methods[] = {
     {"serve", worker_serve, METH_O, "Run a block."},
     {"concatenate", concatenate, METH_O, "Put the inputs of several prompts into one call."},
     {"worker_ask", (PyCFunction)(void (*)(void))worker_ask, METH_FASTCALL, "Wait until a model reaches a visit."},
+    {"worker_leave", worker_leave, METH_O, "Unwind a block where it waits."},
     {"turns", (PyCFunction)(void (*)(void))schedule_turns, METH_FASTCALL, "Resume workers, until none can go on."},
     {"reached", (PyCFunction)(void (*)(void))schedule_reached, METH_FASTCALL, "Resume the workers that wait for a visit."},
     {"seen", (PyCFunction)(void (*)(void))run_seen, METH_FASTCALL, "How often a model has passed a port of a site."},
@@ -54,7 +56,8 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__quick(void)
 {
-    if (begin() < 0 || PyType_Ready(&LineType) < 0 || PyType_Ready(&ReportType) < 0)
+    if (begin() < 0 || know_greenlet() < 0 || PyType_Ready(&LineType) < 0 || PyType_Ready(&ReportType) < 0 ||
+        PyType_Ready(&NotesType) < 0)
         return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL || PyModule_AddObjectRef(module, "Line", (PyObject *)&LineType) < 0 ||

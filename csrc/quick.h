@@ -6,6 +6,7 @@
 
    learn.c     what is told of the classes and functions of Python
    turns.c     two stacks take turns, each with torch's state of its own
+   notes.c     how often each site was passed
    run.c       a run: its beginning and end, what has passed, the arrival at a visit, the request for one
    tap.c       what runs in place of a module's call
    rows.c      one prompt's rows of the inputs and of a visit, and how they come together
@@ -57,18 +58,18 @@ typedef Py_ssize_t Slot;
     X(Rows, size) X(Rows, total) X(Rows, padding) X(Rows, length) X(Rows, copies)
 
 #define OBJECTS(X) \
-    X(RunEnded) X(NOBODY) X(getcurrent) X(gettrace) X(TURN) X(here) X(operators) X(visit) X(remember) X(replace) \
+    X(RunEnded) X(NOBODY) X(gettrace) X(TURN) X(here) X(operators) X(visit) X(remember) X(replace) \
     X(ambient_read) X(ambient_swap) X(grad) X(set_grad) X(inference) X(autocast) X(functions) X(dispatches) \
     X(hooks) X(transform) X(forward_grad) X(cuda) X(cuda_device) X(cuda_devices) X(cuda_stream) X(get_output) X(set_output) X(get_input) X(set_attr) X(seen) \
-    X(ask) X(resume) X(pause) X(NotReached) X(OrderError) X(property) X(config) X(worker_ask) X(turns) X(reached) \
+    X(ask) X(resume) X(pause) X(NotReached) X(OrderError) X(property) X(config) X(worker_ask) X(worker_leave) X(turns) X(reached) \
     X(join) X(cat) X(strided) X(guard) X(homes) X(switch_init) X(run_init) X(owner) X(opened) X(closed) X(contextlib) X(enters) X(worker_init) \
-    X(get_item) X(LISTS) X(execute) X(model) X(finish) X(GreenletExit) X(serve) X(concatenate) X(apply)
+    X(get_item) X(LISTS) X(execute) X(model) X(finish) X(GreenletExit) X(work) X(far) X(deep) X(kept) X(serve) X(concatenate) X(apply)
 
 #define NAMES(X) \
     X(_tree) X(_open) X(_fused) X(_site) X(_path) X(_run) X(_steps) X(_visit) X(current) X(number) X(switch) \
-    X(tracing) X(gr_context) X(parent) X(job) X(_initialized) X(forward) X(count) X(reach) X(leave) X(broke) \
+    X(tracing) X(gr_context) X(parent) X(job) X(_initialized) X(forward) X(reach) X(leave) X(broke) \
     X(_record) X(_arrive) X(nothing_came) X(recalled) X(_unreached) X(_meet) X(_start) X(_take_turn) X(add) \
-    X(ask) X(port) X(result) X(args) X(reads) X(output) X(input) X(requires_grad) X(shape) X(dtype) X(device) \
+    X(ask) X(port) X(result) X(args) X(depth) X(_stack_saved) X(reads) X(output) X(input) X(requires_grad) X(shape) X(dtype) X(device) \
     X(checks) X(data_ptr) X(layout) X(stride) X(edited) X(shares) X(note) X(home) X(_part) X(_serve) X(_owner) X(pause) X(_model) X(_module) X(_modules) X(_close) X(_unmet) X(_over) X(_outer) X(settle) X(_tell) X(_release) X(_skip_all) \
     X(_forward_hooks) X(_forward_pre_hooks) X(_backward_hooks) X(_backward_pre_hooks)
 
@@ -121,7 +122,9 @@ static inline int equal(PyObject *one, PyObject *other)
 
 static inline int contains(PyObject *keys, PyObject *key)
 {
-    return PySet_CheckExact(keys) ? PySet_Contains(keys, key) : PySequence_Contains(keys, key);
+    if (!PySet_CheckExact(keys))
+        return PySequence_Contains(keys, key);
+    return PySet_GET_SIZE(keys) ? PySet_Contains(keys, key) : 0;
 }
 
 /* The truth of an object, which is let go of; FAILED where there is none, for an error. */
@@ -169,12 +172,22 @@ static inline int no_hooks(void) { return gives_none(PyObject_CallOneArg(py_hook
 int begin(void);
 
 /* turns.c */
+int know_greenlet(void);
+PyObject *stack_here(void);
+PyObject *switch_to(PyObject *stack);
 PyObject *ambient_now(void);
 int may_resume(PyObject *turns);
 int take_turn(PyObject *turns);
 int resume(PyObject *turns);
 int may_pause(PyObject *turns);
 int pause_here(PyObject *turns);
+
+/* notes.c */
+extern PyTypeObject NotesType;
+PyObject *new_notes(void);
+int know_line(PyObject *noted, PyObject *keys, PyObject *places);
+int note(PyObject *noted, PyObject *key, PyObject *places, Py_ssize_t at);
+long counted(PyObject *noted, PyObject *counts, PyObject *key);
 
 /* run.c */
 long passed(PyObject *run, PyObject *key, PyObject *port);
@@ -183,7 +196,8 @@ int is_site(PyObject *site);
 int is_port(PyObject *port);
 int is_live(PyObject *live, PyObject *key, PyObject *number, PyObject *port);
 int ask(PyObject *run, PyObject *site, PyObject *port, PyObject *number, PyObject **found);
-PyObject *reach(PyObject *stack, PyObject *tally, PyObject *key, PyObject *inner, PyObject *args, PyObject *kwargs);
+PyObject *reach(PyObject *stack, PyObject *tally, PyObject *key, PyObject *places, Py_ssize_t at, PyObject *inner,
+                PyObject *args, PyObject *kwargs);
 PyObject *leave(PyObject *stack, PyObject *key, PyObject *args, PyObject *kwargs, PyObject *result);
 void broke(PyObject *stack, PyObject *key);
 
@@ -215,6 +229,7 @@ PyObject *learn(PyObject *module, PyObject *args, PyObject *told);
 PyObject *ambient(PyObject *module, PyObject *nothing);
 PyObject *switch_init(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *switch_execute(PyObject *module, PyObject *turns);
+PyObject *work(PyObject *module, PyObject *worker);
 PyObject *switch_resume(PyObject *module, PyObject *turns);
 PyObject *switch_pause(PyObject *module, PyObject *turns);
 PyObject *run_init(PyObject *module, PyObject *const *args, Py_ssize_t size);
@@ -228,6 +243,7 @@ PyObject *tree_opened(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *tree_closed(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *worker_init(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *worker_serve(PyObject *module, PyObject *worker);
+PyObject *worker_leave(PyObject *module, PyObject *worker);
 PyObject *worker_ask(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *schedule_turns(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *concatenate(PyObject *module, PyObject *inputs);

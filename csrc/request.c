@@ -64,20 +64,27 @@ static int recall(PyObject *trace, PyObject *site, PyObject *port, PyObject *num
 /* The visit that a request made now means. Ordinary: its run, or that of a block of several, has begun. */
 static int visit_of(PyObject *envoy, PyObject *port, PyObject **found)
 {
-    int plain = FAILED;
-    PyObject *trace = NULL, *run = NULL, *site = NULL, *own = NULL, *number = NULL;
-    PyObject *tree = PyObject_GetAttr(envoy, s__tree), *fused = tree == NULL ? NULL : PyObject_GetAttr(envoy, s__fused);
-    if (fused == NULL)
+    PyObject *trace = NULL, *run = NULL, *visits = NULL, *number = NULL;
+    PyObject *own = PyObject_GenericGetDict(envoy, NULL), *tree = NULL, *fused = NULL, *site = NULL;
+    int plain = own == NULL ? FAILED : OTHER;
+    if (own == NULL || (tree = PyDict_GetItemWithError(own, s__tree)) == NULL ||
+        (fused = PyDict_GetItemWithError(own, s__fused)) != Py_False ||
+        (site = PyDict_GetItemWithError(own, s__site)) == NULL) {
+        plain = PyErr_Occurred() ? FAILED : OTHER;
+        tree = site = NULL;
         goto over;
-    plain = fused == Py_False ? find_trace(tree, &trace) : OTHER;
+    }
+    Py_INCREF(tree);
+    Py_INCREF(site);
+    plain = find_trace(tree, &trace);
     if (plain != ORDINARY)
         goto over;
     plain = FAILED;
-    if ((own = PyObject_GetAttr((PyObject *)Py_TYPE(trace), s__visit)) == NULL ||
-        (run = PyObject_GetAttr(trace, s__run)) == NULL || (site = PyObject_GetAttr(envoy, s__site)) == NULL)
+    if ((visits = PyObject_GetAttr((PyObject *)Py_TYPE(trace), s__visit)) == NULL ||
+        (run = PyObject_GetAttr(trace, s__run)) == NULL)
         goto over;
     int block = PyObject_TypeCheck(run, Worker); /* one of several */
-    if (own != py_visit || !is_site(site) || !(block || is_run(run))) {
+    if (visits != py_visit || !is_site(site) || !(block || is_run(run))) {
         plain = OTHER;
         goto over;
     }
@@ -115,10 +122,10 @@ over:
     Py_XDECREF(number);
     Py_XDECREF(trace);
     Py_XDECREF(run);
+    Py_XDECREF(visits);
+    Py_XDECREF(tree);
     Py_XDECREF(site);
     Py_XDECREF(own);
-    Py_XDECREF(tree);
-    Py_XDECREF(fused);
     return plain;
 }
 

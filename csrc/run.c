@@ -2,34 +2,6 @@
 
 #include "quick.h"
 
-/* -- counting ------------------------------------------------------------------------------------------------------ */
-
-/* Count what has been noted, and note it no longer. */
-static int count(PyObject *noted, PyObject *counts)
-{
-    Py_ssize_t size = PyList_GET_SIZE(noted);
-    for (Py_ssize_t at = 0; at < size; at++) {
-        PyObject *key = PyList_GET_ITEM(noted, at), *known = PyDict_GetItemWithError(counts, key);
-        if (known == NULL && PyErr_Occurred())
-            return FAILED;
-        PyObject *more = PyLong_FromLong(known == NULL ? 1 : PyLong_AsLong(known) + 1);
-        int failed = more == NULL || PyDict_SetItem(counts, key, more) < 0;
-        Py_XDECREF(more);
-        if (failed)
-            return FAILED;
-    }
-    return size ? PyList_SetSlice(noted, 0, size, NULL) : 0;
-}
-
-/* How often a key has been counted; -1 with an error. */
-static long counted(PyObject *noted, PyObject *counts, PyObject *key)
-{
-    if (count(noted, counts) < 0)
-        return FAILED;
-    PyObject *known = PyDict_GetItemWithError(counts, key);
-    return known != NULL ? PyLong_AsLong(known) : PyErr_Occurred() ? FAILED : 0;
-}
-
 /* -- the model's side: `Run.reach`, `Run.leave` and what both call, `Run._arrive` ---------------------------------- */
 
 static PyObject *new_visit(PyObject *key, PyObject *number, PyObject *args, PyObject *kwargs, PyObject *port,
@@ -310,7 +282,8 @@ static int left_again(PyObject *run, PyObject *visit)
 }
 
 /* Make a call that somebody waits for: pause before it, and after it where that was asked for. */
-PyObject *reach(PyObject *stack, PyObject *tally, PyObject *key, PyObject *inner, PyObject *args, PyObject *kwargs)
+PyObject *reach(PyObject *stack, PyObject *tally, PyObject *key, PyObject *places, Py_ssize_t at, PyObject *inner,
+                PyObject *args, PyObject *kwargs)
 {
     PyObject *run = PyObject_GetAttr(stack, s_tracing);
     PyObject *given = NULL, *visit = NULL, *number = NULL;
@@ -327,7 +300,7 @@ PyObject *reach(PyObject *stack, PyObject *tally, PyObject *key, PyObject *inner
     long starts = plain < 0 ? FAILED : passed(run, key, s_input);
     if (starts < 0 || (number = PyLong_FromLong(starts)) == NULL ||
         (visit = new_visit(key, number, args, kwargs, s_input, Py_None)) == NULL ||
-        PyList_Append(PEEK(tally, Tally, entered), key) < 0)
+        note(PEEK(tally, Tally, entered), key, places, at) < 0)
         goto over;
     PyObject *watching = watchers_of(run, key, s_input);
     if ((watching == NULL && PyErr_Occurred()) || arrive(run, visit, s_input, watching) < 0)
@@ -345,7 +318,7 @@ PyObject *reach(PyObject *stack, PyObject *tally, PyObject *key, PyObject *inner
         }
         PUT(visit, Visit, result, result);
     }
-    if (PyList_Append(PEEK(tally, Tally, left), key) < 0)
+    if (note(PEEK(tally, Tally, left), key, places, at) < 0)
         goto over;
     int after = contains(PEEK(tally, Tally, after), key);
     if (after < 0 || (after && left_again(run, visit) < 0))
@@ -363,7 +336,7 @@ over:
 /* What taps look at and write to. */
 static PyObject *new_tally(void)
 {
-    PyObject *before = PySet_New(NULL), *after = PySet_New(NULL), *entered = PyList_New(0), *left = PyList_New(0);
+    PyObject *before = PySet_New(NULL), *after = PySet_New(NULL), *entered = new_notes(), *left = new_notes();
     PyObject *tally = PyType_GenericAlloc(Tally, 0);
     if (before == NULL || after == NULL || entered == NULL || left == NULL || tally == NULL) {
         Py_XDECREF(before);
@@ -425,7 +398,7 @@ PyObject *run_model(PyObject *module, PyObject *run)
     if (!is_run(run) || PEEK(run, Run, _call) == Py_None)
         return PyObject_CallOneArg(py_model, run);
     PyObject *tally = new_ref(PEEK(run, Run, tally)), *call = new_ref(PEEK(run, Run, _call)), *result = NULL;
-    PyObject *here = PyObject_CallNoArgs(py_getcurrent);
+    PyObject *here = stack_here();
     PUT(run, Run, _call, new_ref(Py_None));
     if (here != NULL) {
         PUT(tally, Tally, stack, here);
@@ -569,13 +542,4 @@ PyObject *run_seen(PyObject *module, PyObject *const *args, Py_ssize_t size)
         return PyObject_Vectorcall(py_seen, args, size, NULL);
     long seen = passed(args[0], args[1], args[2]);
     return seen < 0 ? NULL : PyLong_FromLong(seen);
-}
-
-PyObject *count_all(PyObject *module, PyObject *const *args, Py_ssize_t size)
-{
-    if (size != 2 || !PyList_CheckExact(args[0]) || !PyDict_Check(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "a list of notes and their counts are wanted");
-        return NULL;
-    }
-    return count(args[0], args[1]) < 0 ? NULL : new_ref(args[1]);
 }

@@ -7,8 +7,11 @@ typedef struct {
     PyObject_HEAD
     PyObject *served; /* the tally of the run that was opened last */
     PyObject *everywhere; /* a tuple of torch's hooks for all modules */
-    Py_ssize_t many; /* how many notes are kept uncounted */
+    PyObject *keys, *places; /* of the modules: a tuple, and a dictionary of their places in it */
 } Line;
+
+#define CACHE_LINE 64 /* bytes of a processor's cache that are brought together */
+#define AHEAD 13
 
 typedef struct {
     PyObject_HEAD
@@ -16,7 +19,8 @@ typedef struct {
     PyObject *key, *module, *inner;
     PyObject *looked; /* where the hooks of the module are; NULL where it must not be called by its forward */
     PyObject *tap;
-    char root;
+    Py_ssize_t at; /* the place of the key in the line */
+    const void *ahead[AHEAD]; /* what the tap of the module after this one will look at */
 } Report;
 
 /* Whether it is a tally, made to the end. */
@@ -26,6 +30,8 @@ static int Line_traverse(Line *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->served);
     Py_VISIT(self->everywhere);
+    Py_VISIT(self->keys);
+    Py_VISIT(self->places);
     return 0;
 }
 
@@ -33,6 +39,8 @@ static int Line_clear(Line *self)
 {
     Py_CLEAR(self->served);
     Py_CLEAR(self->everywhere);
+    Py_CLEAR(self->keys);
+    Py_CLEAR(self->places);
     return 0;
 }
 
@@ -43,23 +51,41 @@ static void Line_dealloc(Line *self)
     Py_TYPE(self)->tp_free(self);
 }
 
+/* The place of each key of a tuple. */
+static PyObject *places_of(PyObject *keys)
+{
+    PyObject *places = PyDict_New();
+    for (Py_ssize_t at = 0; places != NULL && at < PyTuple_GET_SIZE(keys); at++) {
+        PyObject *place = PyLong_FromSsize_t(at);
+        if (place == NULL || PyDict_SetItem(places, PyTuple_GET_ITEM(keys, at), place) < 0)
+            Py_CLEAR(places);
+        Py_XDECREF(place);
+    }
+    return places;
+}
+
 static PyObject *Line_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    PyObject *served, *everywhere;
-    Py_ssize_t many;
-    static char *names[] = {"served", "everywhere", "many", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO!n", names, &served, &PyTuple_Type, &everywhere, &many))
+    PyObject *served, *everywhere, *keys, *places;
+    static char *names[] = {"served", "everywhere", "keys", NULL};
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "OO!O!", names, &served, &PyTuple_Type, &everywhere, &PyTuple_Type, &keys))
         return NULL;
-    if (!is_tally(served)) {
-        PyErr_SetString(PyExc_TypeError, "a line serves a tally");
+    int dicts = 1;
+    for (Py_ssize_t at = 0; at < PyTuple_GET_SIZE(everywhere); at++)
+        dicts &= PyDict_Check(PyTuple_GET_ITEM(everywhere, at));
+    if (!dicts || !is_tally(served)) {
+        PyErr_SetString(PyExc_TypeError, "a line serves a tally, and hooks are in dictionaries");
         return NULL;
     }
-    Line *self = (Line *)type->tp_alloc(type, 0);
+    Line *self = (places = places_of(keys)) == NULL ? NULL : (Line *)type->tp_alloc(type, 0);
     if (self != NULL) {
         self->served = new_ref(served);
         self->everywhere = new_ref(everywhere);
-        self->many = many;
+        self->keys = new_ref(keys);
+        self->places = new_ref(places);
     }
+    Py_XDECREF(places);
     return (PyObject *)self;
 }
 
@@ -69,6 +95,9 @@ static PyObject *Line_serve(Line *self, PyObject *tally)
         PyErr_SetString(PyExc_TypeError, "a line serves a tally");
         return NULL;
     }
+    if (know_line(PEEK(tally, Tally, entered), self->keys, self->places) < 0 ||
+        know_line(PEEK(tally, Tally, left), self->keys, self->places) < 0)
+        return NULL;
     Py_INCREF(tally);
     Py_SETREF(self->served, tally);
     Py_RETURN_NONE;
@@ -124,11 +153,16 @@ static void Report_dealloc(Report *self)
 static PyObject *Report_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     PyObject *line, *key, *module, *inner, *looked, *tap;
-    int root;
-    static char *names[] = {"line", "key", "module", "inner", "looked", "tap", "root", NULL};
+    static char *names[] = {"line", "key", "module", "inner", "looked", "tap", NULL};
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O!OOOOOp", names, &LineType, &line, &key, &module, &inner, &looked, &tap, &root))
+            args, kwargs, "O!OOOOO", names, &LineType, &line, &key, &module, &inner, &looked, &tap))
         return NULL;
+    PyObject *place = PyDict_GetItemWithError(((Line *)line)->places, key);
+    if (place == NULL) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "the line does not know the key");
+        return NULL;
+    }
     if (looked != Py_None && !PyDict_Check(looked)) {
         PyErr_SetString(PyExc_TypeError, "hooks are looked up in a dictionary");
         return NULL;
@@ -137,11 +171,11 @@ static PyObject *Report_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (self != NULL) {
         self->line = (Line *)new_ref(line);
         self->key = new_ref(key);
+        self->at = PyLong_AsSsize_t(place);
         self->module = new_ref(module);
         self->inner = new_ref(inner);
         self->looked = looked == Py_None ? NULL : new_ref(looked);
         self->tap = new_ref(tap);
-        self->root = (char)root;
     }
     return (PyObject *)self;
 }
@@ -161,9 +195,8 @@ static int is_plain(Report *self)
     }
     PyObject *everywhere = self->line->everywhere;
     for (Py_ssize_t at = 0; at < PyTuple_GET_SIZE(everywhere); at++) {
-        Py_ssize_t size = PyObject_Size(PyTuple_GET_ITEM(everywhere, at));
-        if (size)
-            return size < 0 ? FAILED : 0;
+        if (PyDict_GET_SIZE(PyTuple_GET_ITEM(everywhere, at)))
+            return 0;
     }
     return 1;
 }
@@ -181,6 +214,41 @@ static PyObject *call_module(Report *self, PyObject *args, PyObject *kwargs)
     return result;
 }
 
+/* -- what the next module's tap will look at ----------------------------------------------------------------------- */
+
+/* Let the processor bring it while this module computes: in a large model nothing of it is in the caches. The addresses
+   are never followed, so that one where something else is by now does no harm. */
+static void fetch_ahead(Report *self)
+{
+#ifdef __GNUC__
+    for (size_t at = 0; at < AHEAD; at++)
+        __builtin_prefetch(self->ahead[at]);
+#endif
+}
+
+/* Note where it is: the tap, its module, the module's attributes, and the hooks among them. */
+static void note_ahead(PyObject *before, PyObject *tap)
+{
+    PyObject *each[] = {s__forward_hooks, s__forward_pre_hooks, s__backward_hooks, s__backward_pre_hooks};
+    Report *self = (Report *)before, *next = (Report *)tap;
+    if (Py_TYPE(before) != &ReportType || Py_TYPE(tap) != &ReportType || next->looked == NULL)
+        return;
+    const char *attributes = (const char *)((PyDictObject *)next->looked)->ma_keys;
+    if (self->ahead[0] == next && self->ahead[1] == attributes)
+        return;
+    const void **ahead = self->ahead;
+    *ahead++ = next;
+    *ahead++ = attributes;
+    *ahead++ = next->looked;
+    *ahead++ = next->module;
+    for (size_t at = 1; at <= 2; at++)
+        *ahead++ = (const char *)next + at * CACHE_LINE;
+    for (size_t at = 1; at <= 3; at++)
+        *ahead++ = attributes + at * CACHE_LINE;
+    for (size_t at = 0; at < sizeof each / sizeof *each; at++)
+        *ahead++ = PyDict_GetItem(next->looked, each[at]);
+}
+
 /* Ordinary: the call is part of the run that was opened last, and nobody waits for it. */
 static PyObject *Report_call(Report *self, PyObject *args, PyObject *kwargs)
 {
@@ -188,7 +256,7 @@ static PyObject *Report_call(Report *self, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_RuntimeError, "this tap is being collected");
         return NULL;
     }
-    PyObject *tally = new_ref(self->line->served), *stack = PyObject_CallNoArgs(py_getcurrent), *given = NULL;
+    PyObject *tally = new_ref(self->line->served), *stack = stack_here(), *given = NULL;
     if (stack == NULL)
         goto over;
     if (stack != PEEK(tally, Tally, stack)) {
@@ -199,28 +267,22 @@ static PyObject *Report_call(Report *self, PyObject *args, PyObject *kwargs)
             given = PyObject_Call(self->inner, args, kwargs);
             goto over;
         }
-    } else if (self->root && PyList_GET_SIZE(PEEK(tally, Tally, entered)) > self->line->many) {
-        PyObject *run = PyObject_GetAttr(stack, s_tracing);
-        PyObject *done = run == NULL ? NULL : PyObject_CallMethodNoArgs(run, s_count);
-        Py_XDECREF(run);
-        Py_XDECREF(done);
-        if (done == NULL)
-            goto over;
     }
     int waits = contains(PEEK(tally, Tally, before), self->key);
     if (waits) {
         if (waits > 0)
-            given = reach(stack, tally, self->key, self->inner, args, kwargs);
+            given = reach(stack, tally, self->key, self->line->places, self->at, self->inner, args, kwargs);
         goto over;
     }
-    if (PyList_Append(PEEK(tally, Tally, entered), self->key) < 0)
+    if (note(PEEK(tally, Tally, entered), self->key, self->line->places, self->at) < 0)
         goto over;
+    fetch_ahead(self);
     PyObject *result = call_module(self, args, kwargs);
     if (result == NULL) {
         broke(stack, self->key);
         goto over;
     }
-    if (PyList_Append(PEEK(tally, Tally, left), self->key) < 0 ||
+    if (note(PEEK(tally, Tally, left), self->key, self->line->places, self->at) < 0 ||
         (waits = contains(PEEK(tally, Tally, after), self->key)) < 0)
         Py_DECREF(result);
     else
@@ -260,7 +322,7 @@ static inline void fetch(PyObject *list, Py_ssize_t at, int keys)
     if (keys)
         start = (char *)((PyDictObject *)start)->ma_keys;
     for (int line = 0; line <= 3 * keys; line++)
-        __builtin_prefetch(start + 64 * line);
+        __builtin_prefetch(start + CACHE_LINE * line);
 #endif
 }
 
@@ -334,6 +396,8 @@ PyObject *place(PyObject *module, PyObject *const *args, Py_ssize_t size)
         PyObject *there = PyDict_SetDefault(PyList_GET_ITEM(args[0], at), args[1], value);
         if (there == NULL)
             goto failed;
+        if (at)
+            note_ahead(PyList_GET_ITEM(args[2], at - 1), value);
         if (there == value && found == NULL)
             continue;
         if (found == NULL && (found = PyList_GetSlice(args[2], 0, many)) == NULL)

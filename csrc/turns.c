@@ -2,6 +2,32 @@
 
 #include "quick.h"
 
+/* -- stacks, which are greenlets ------------------------------------------------------------------------------------- */
+
+/* The places of two functions in greenlet's interface for C, which stay what they are from version to version. */
+#define GET_CURRENT 4
+#define SWITCH 6
+
+static PyObject *(*greenlet_current)(void);
+static PyObject *(*greenlet_switch)(PyObject *stack, PyObject *args, PyObject *kwargs);
+
+/* Find greenlet, without which nothing here can work. */
+int know_greenlet(void)
+{
+    void **interface = PyCapsule_Import("greenlet._C_API", 0);
+    if (interface == NULL)
+        return FAILED;
+    greenlet_current = (PyObject * (*)(void)) interface[GET_CURRENT];
+    greenlet_switch = (PyObject * (*)(PyObject *, PyObject *, PyObject *)) interface[SWITCH];
+    return 0;
+}
+
+/* The stack that runs here. */
+PyObject *stack_here(void) { return greenlet_current(); }
+
+/* Let another stack go on, with nothing; what it switches back with. */
+PyObject *switch_to(PyObject *stack) { return greenlet_switch(stack, NULL, NULL); }
+
 /* -- torch's ambient state: `ambient.read` and `ambient.swap` ------------------------------------------------------ */
 
 #define GRAD 1
@@ -185,7 +211,7 @@ static int meet(PyObject *turns, PyObject *me)
 int take_turn(PyObject *turns)
 {
     PyObject *home = PEEK(turns, Switch, _home), *parked = PEEK(home, Home, parked), *done = NULL;
-    PyObject *me = PyObject_CallNoArgs(py_getcurrent);
+    PyObject *me = stack_here();
     if (me == NULL)
         return FAILED;
     PyObject *idle = PEEK(home, Home, idle);
@@ -257,7 +283,7 @@ int resume(PyObject *turns)
         goto over;
     int there = ambient_swap(mine, PEEK(turns, Switch, _ambient)) == 0;
     if (there) {
-        PyObject *came = PyObject_CallMethodNoArgs(worker, s_switch);
+        PyObject *came = switch_to(worker);
         /* A greenlet that the model switched to has ended here, and what it returned is the model's. */
         while (came != NULL && came != py_TURN && PEEK(turns, Switch, done) != Py_True) {
             PyObject *again = PyObject_CallMethodOneArg(worker, s_switch, came);
@@ -292,7 +318,7 @@ int may_pause(PyObject *turns)
 int pause_here(PyObject *turns)
 {
     PyObject *resumer = new_ref(PEEK(turns, Switch, _resumer));
-    PyObject *came = PyObject_CallMethodNoArgs(resumer, s_switch);
+    PyObject *came = switch_to(resumer);
     Py_DECREF(resumer);
     if (came == NULL)
         return FAILED;
@@ -345,4 +371,61 @@ PyObject *switch_execute(PyObject *module, PyObject *turns)
         PUT(turns, Switch, error, take_error());
     PUT(turns, Switch, done, new_ref(Py_True));
     return leaves ? NULL : new_ref(Py_None);
+}
+
+/* -- a stack that waits for jobs: `switch.work` -------------------------------------------------------------------- */
+
+/* Whether an attribute of an object is a larger number than `most`. */
+static int exceeds(PyObject *object, PyObject *name, PyObject *most)
+{
+    PyObject *found = PyObject_GetAttr(object, name);
+    int larger = found == NULL ? FAILED : PyObject_RichCompareBool(found, most, Py_GT);
+    Py_XDECREF(found);
+    return larger;
+}
+
+/* Whether the pool keeps a stack whose job is done. */
+static int is_kept(PyObject *worker, PyObject *resumer, PyObject *idle)
+{
+    int far = exceeds(resumer, s__stack_saved, py_far), deep = far ? far : exceeds(worker, s_depth, py_deep);
+    return deep ? (deep < 0 ? FAILED : 0) : PyList_GET_SIZE(idle) < PyLong_AsSsize_t(py_kept);
+}
+
+/* Do a job, whatever comes of it, and have none then; the pool of its thread, or NULL after an error. */
+static PyObject *do_job(PyObject *worker, PyObject *turns)
+{
+    PyObject *idle = new_ref(PEEK(PEEK(turns, Switch, _home), Home, idle)), *done = switch_execute(NULL, turns);
+    PyObject *error = done == NULL ? take_error() : NULL;
+    int failed = PyObject_SetAttr(worker, s_job, Py_None) < 0 || PyObject_SetAttr(worker, s_tracing, Py_None) < 0;
+    if (error != NULL)
+        PyErr_Restore(new_ref((PyObject *)Py_TYPE(error)), error, PyException_GetTraceback(error));
+    if (failed || done == NULL)
+        Py_CLEAR(idle);
+    Py_XDECREF(done);
+    return idle;
+}
+
+/* Do one job after the other until the pool drops the stack. */
+PyObject *work(PyObject *module, PyObject *worker)
+{
+    for (;;) {
+        PyObject *turns = PyObject_GetAttr(worker, s_job), *idle = NULL, *resumer = NULL, *came = NULL;
+        if (turns == NULL || turns == Py_None)
+            return turns;
+        if (!is_switch(turns)) {
+            Py_DECREF(turns);
+            return PyObject_CallOneArg(py_work, worker);
+        }
+        idle = do_job(worker, turns);
+        Py_DECREF(turns);
+        int kept = idle == NULL || (resumer = PyObject_GetAttr(worker, s_parent)) == NULL ? FAILED
+                                                                                         : is_kept(worker, resumer, idle);
+        if (kept == 1)
+            came = PyList_Append(idle, worker) < 0 ? NULL : switch_to(resumer);
+        Py_XDECREF(idle);
+        Py_XDECREF(resumer);
+        Py_XDECREF(came);
+        if (kept != 1 || came == NULL)
+            return kept == 0 ? new_ref(Py_None) : NULL;
+    }
 }

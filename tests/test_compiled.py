@@ -55,6 +55,39 @@ def test_what_is_in_c_has_the_names_and_words_of_python() -> None:
         assert own.fset is not None
 
 
+def line_of(*keys: int) -> Any:
+    return quick.Line(served=run.Run(dict).tally, everywhere=(), keys=keys)
+
+
+@needs_it
+def test_notes_count_what_a_line_knows_and_what_it_does_not() -> None:
+    """However much is noted, what is kept is a number for each site."""
+    here, there = line_of(10, 20), line_of(20)
+    taps = [
+        quick.Report(line=line, key=key, module=None, inner=str, looked=None, tap=None)
+        for line, key in ((here, 10), (here, 20), (there, 20))
+    ]
+
+    def model() -> None:
+        for _ in range(3):
+            for tap in taps:
+                tap()
+
+    one = run.Run(model)
+    here.serve(one.tally)
+    there.serve(one.tally)  # too late: the notes are for the other line
+    assert not one.tally.entered
+    one.finish()
+    one.tally.entered.append("operation")
+    assert one.tally.entered
+    assert one.seen(20, "input") == one.seen(20, "output") == 6
+    assert one.starts == {10: 3, 20: 6, "operation": 1}
+    assert not one.tally.entered
+    assert one.ends == {10: 3, 20: 6}
+    assert one.seen(20, "input") == 6
+    assert one.seen(30, "input") == 0
+
+
 @needs_it
 @pytest.mark.parametrize(
     "call",
@@ -97,10 +130,16 @@ def test_what_is_in_c_has_the_names_and_words_of_python() -> None:
         lambda: quick.place([], "a", {}),
         lambda: quick.place([1], "a", [2]),
         lambda: quick.displace([{}], "a", []),
-        lambda: quick.Line(served=1, everywhere=(), many=1),
-        lambda: quick.Line(served=run.Tally(), everywhere=[], many=1),
-        lambda: quick.Line(served=run.Tally(), everywhere=(), many=1).serve(2),
-        lambda: quick.Report(line=1, key=1, module=1, inner=1, looked=1, tap=1, root=True),
+        lambda: quick.Line(served=1, everywhere=(), keys=()),
+        lambda: quick.Line(served=run.Tally(), everywhere=[], keys=()),
+        lambda: quick.Line(served=run.Tally(), everywhere=(1,), keys=()),
+        lambda: quick.Line(served=run.Tally(), everywhere=(), keys=[1]),
+        lambda: quick.Line(served=run.Tally(), everywhere=(), keys=()).serve(2),
+        lambda: quick.Report(line=1, key=1, module=1, inner=1, looked=1, tap=1),
+        lambda: quick.Report(line=line_of(1), key=1, module=1, inner=1, looked=1, tap=1),
+        lambda: quick.Report(line=line_of(1), key=2, module=1, inner=1, looked={}, tap=1),
+        lambda: run.Run(dict).tally.entered.append([]),
+        lambda: quick.count(1, {}),
     ],
 )
 def test_wrong_arguments_are_errors_and_no_crash(call: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import interlace as il
 from interlace import tap
+from interlace.compiled import quick
 from interlace.errors import NotReachedError, TraceError
 from interlace.tap import SLOT
 
@@ -266,6 +267,7 @@ def test_a_call_of_a_modules_own_making_is_kept() -> None:
     assert torch.equal(hidden, net[0](X))
 
 
+@pytest.mark.skipif(quick is not None, reason="the compiled part keeps a number for each site, and no notes")
 def test_the_notes_of_a_long_run_stay_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Visits are noted one by one and counted now and then, also when nobody asks for anything."""
     monkeypatch.setattr(tap, "MANY", 10)

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,7 +75,7 @@ class Called:
 
     def __call__(self) -> Callable[[], Any]:
         """The call, on input that the model's class has prepared and that is where the model is."""
-        if self.loads:
+        if self.loads and self.envoy._tree.loader is not None:
             self.envoy._tree.load()
         return self._placed(*self._prepared(self.args, self.kwargs))
 
@@ -91,10 +90,9 @@ class Called:
         """The call on prepared input, moved to where the model is."""
         envoy, fn = self.envoy, self.fn
         device = envoy._tree.device()
-        if device is not None and device.type != "meta":
-            values = (*args, *kwargs.values()) if kwargs else args
-            if not _all_at(device, values):
-                args, kwargs = map_tensors(lambda tensor: tensor.to(device), (args, kwargs))
+        values = (*args, *kwargs.values()) if kwargs else args
+        if device is not None and not _all_at(device, values) and device.type != "meta":
+            args, kwargs = map_tensors(lambda tensor: tensor.to(device), (args, kwargs))
         return partial(envoy._module if fn is None else resolve(envoy, fn), *args, **kwargs)
 
 
@@ -117,7 +115,7 @@ class Given(Called):
         """The call to run, or `InputError` where nothing was given."""
         if not self.args and not self.kwargs and self.fn is None:
             raise no_input(f"{self.envoy._path}.{self.opens}")
-        if self.loads:
+        if self.loads and self.envoy._tree.loader is not None:
             self.envoy._tree.load()
         return self._placed(*self._prepared(self.args, self.kwargs))
 
@@ -129,9 +127,13 @@ class Given(Called):
                 "Give every input to an invoke of its own."
             )
         envoy, fn = self.envoy, self.fn
-        if self.loads:
+        if self.loads and envoy._tree.loader is not None:
             envoy._tree.load()
-        args, kwargs, rows = envoy._combine(list(starmap(self._prepared, inputs)), fn)
+        if fn is None:
+            prepared = [envoy._prepare_input(*args, **kwargs) for args, kwargs in inputs]
+        else:
+            prepared = [envoy._function_input(fn, args, kwargs) for args, kwargs in inputs]
+        args, kwargs, rows = envoy._combine(prepared, fn)
         if self.kwargs:
             kwargs = {**kwargs, **self.kwargs}
         copies = envoy._copies(fn, kwargs)

@@ -47,6 +47,7 @@ METHODS: dict[str, tuple[type, str]] = {
     "worker_init": (workers.Worker, "__init__"),
     "serve": (workers.Worker, "_serve"),
     "worker_ask": (workers.Worker, "ask"),
+    "worker_leave": (workers.Worker, "leave"),
     "turns": (schedule.Schedule, "_turns"),
     "reached": (schedule.Schedule, "reached"),
 }
@@ -87,7 +88,6 @@ def hasten(kind: Any, lists: frozenset[type]) -> None:
         RunEnded=RunEnded,
         NotReached=NotReachedError,
         OrderError=OrderError,
-        getcurrent=switch.getcurrent,
         gettrace=sys.gettrace,
         TURN=switch.TURN,
         here=tap.here,
@@ -112,6 +112,10 @@ def hasten(kind: Any, lists: frozenset[type]) -> None:
         guard=switch._guard,
         homes=switch._homes,
         GreenletExit=switch.GreenletExit,
+        work=switch.work,
+        far=switch.FAR,
+        deep=switch.DEEP,
+        kept=switch.KEPT,
         apply=recompute._APPLY,
         **ambient.READERS,
         **{name: getattr(owner, method) for name, (owner, method) in methods.items()},
@@ -125,6 +129,6 @@ def hasten(kind: Any, lists: frozenset[type]) -> None:
         ) from error
     kind.output = own
     kind.input = property(quick.get_input, taken.fset, doc=taken.__doc__)
-    batch.concatenate, frames.owner = quick.concatenate, quick.owner
+    batch.concatenate, frames.owner, switch.work = quick.concatenate, quick.owner, quick.work
     for name, (owner, method) in methods.items():
         setattr(owner, method, quick.method(getattr(quick, name)))

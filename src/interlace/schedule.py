@@ -228,6 +228,8 @@ class Schedule:
 
     def _last_turns(self) -> None:
         """After the model: what is not reached any more is an error at the line that waits for it."""
+        if not self._held and not self._waiting:
+            return
         ready: list[Worker] = []
         if self._held:
             self._release(ready)

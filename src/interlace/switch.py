@@ -137,17 +137,22 @@ def _enter() -> None:
 
 
 def _work() -> None:
-    """Do one job after the other until the pool drops this worker."""
+    """The frame that is outermost on every worker's stack."""
     worker = getcurrent()
     assert isinstance(worker, Worker)
+    work(worker)
+
+
+def work(worker: Worker) -> None:
+    """Do one job after the other until the pool drops this worker."""
     while worker.job is not None:
+        idle = worker.job._home.idle
         try:
             worker.job._execute()
         finally:
             worker.job = worker.tracing = None
         resumer = worker.parent
         assert resumer is not None
-        idle = _homes.home.idle
         if resumer._stack_saved > FAR or worker.depth > DEEP or len(idle) >= KEPT:  # type: ignore[attr-defined]
             return
         idle.append(worker)

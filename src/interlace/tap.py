@@ -93,22 +93,23 @@ def _everywhere() -> Everywhere:
     )
 
 
-def _quick_reporter(root: int, lender: "weakref.ref[Taps]") -> tuple[Make, Callable[[Tally], None]]:
+def _quick_reporter(
+    modules: list[nn.Module], lender: "weakref.ref[Taps]"
+) -> tuple[Make, Callable[[Tally], None]]:
     """Like `_reporter`, in C. torch.compile does not look into it, and compiles what it calls."""
-    line = quick.Line(served=_IDLE, everywhere=_everywhere(), many=MANY)
+    line = quick.Line(served=_IDLE, everywhere=_everywhere(), keys=tuple(map(id, modules)))
 
     def report(module: nn.Module, held: Callable[..., Any] | None = None) -> Callable[..., Any]:
         inner = module._call_impl if held is None else held
         looked = module.__dict__ if held is None and _may_shorten(module) else None
         return quick.Report(  # type: ignore[no-any-return]
-            line=line, key=id(module), module=module, inner=inner, looked=looked, tap=Tap(held, lender),
-            root=id(module) == root,
-        )  # fmt: skip
+            line=line, key=id(module), module=module, inner=inner, looked=looked, tap=Tap(held, lender)
+        )
 
     return report, line.serve
 
 
-def _reporter(root: int, lender: "weakref.ref[Taps]") -> tuple[Make, Callable[[Tally], None]]:
+def _reporter(modules: list[nn.Module], lender: "weakref.ref[Taps]") -> tuple[Make, Callable[[Tally], None]]:
     """What makes the reports of a tree's modules, and what says whose run is served by the quick way.
 
     The report of the root also keeps the notes of a long run short when nobody asks for anything.
@@ -119,7 +120,7 @@ def _reporter(root: int, lender: "weakref.ref[Taps]") -> tuple[Make, Callable[[T
     any other run is found by the stack that it executes on. A module without hooks is called by its forward,
     past torch's own look at its hooks, which is done here. That pays for the report.
     """
-    served = _IDLE
+    served, root = _IDLE, id(modules[0])
     any_backward, any_backward_pre, any_forward, any_forward_pre = _everywhere()
 
     def serve(tally: Tally) -> None:
@@ -230,7 +231,7 @@ class Taps:
         self.slots = [module.__dict__ for module in self.modules]
         self.users: set[int] = set()
         make = _reporter if quick is None else _quick_reporter
-        self._report, self.serve = make(id(self.modules[0]), weakref.ref(self))
+        self._report, self.serve = make(self.modules, weakref.ref(self))
         self.calls = [self._report(module, None) for module in self.modules]
         self.placed = False
         self.lenders: list[Taps] = []

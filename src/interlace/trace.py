@@ -92,7 +92,7 @@ class Trace:
         self._prepare = prepare
         try:
             if call is not None:
-                self._begin(call, self._edits())
+                self._begin(call, self._edits() if self._tree.edits else [])
             self._taps.install(self)
             for tree in self._trees:
                 tree.opened(self._owner, self)
@@ -250,7 +250,9 @@ class Trace:
         if prompts is not None:
             workers += prompts.workers(self, rows)
         self._begin(call, workers)
-        return cast("Run", self._run)
+        run = self._run
+        assert run is not None
+        return run
 
     def invoke(self, *args: Any, **kwargs: Any) -> Invoke:
         """One prompt of several in this run: `with tracer.invoke(x):`, or `@tracer.invoke(x)` over a function.
@@ -436,6 +438,8 @@ class Trace:
         Raises:
             TraceError: There is none: the model failed, the run was stopped, or the block ended early with an error.
         """
+        if self._no_result is None:
+            return self._result
         here = self._here()
         run = here._run
         if run is None and here._prepare is not None:
