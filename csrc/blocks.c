@@ -29,7 +29,7 @@ PyObject *worker_init(PyObject *module, PyObject *const *args, Py_ssize_t size)
                  HOLD(trace, PyObject_CallMethodNoArgs(trace, s__part)) ||
                  (serve = PyObject_GetAttr(worker, s__serve)) == NULL ||
                  (owner = PyObject_GetAttr(trace, s__owner)) == NULL ||
-                 HOLD(switch, PyObject_CallFunctionObjArgs((PyObject *)Switch, serve, worker, owner, NULL)) ||
+                 HOLD(switch, new_switch(serve, worker, owner)) ||
                  HOLD(pause, PyObject_GetAttr(PEEK(worker, Worker, switch), s_pause));
     Py_XDECREF(serve);
     Py_XDECREF(owner);

@@ -40,7 +40,10 @@ static int add_to(PyObject *counts, PyObject *key, long times)
     PyObject *known = PyDict_GetItemWithError(counts, key);
     if (known == NULL && PyErr_Occurred())
         return FAILED;
-    PyObject *more = PyLong_FromLong((known == NULL ? 0 : PyLong_AsLong(known)) + times);
+    long before = known == NULL ? 0 : PyLong_AsLong(known);
+    if (before == -1 && PyErr_Occurred())
+        return FAILED;
+    PyObject *more = PyLong_FromLong(before + times);
     int failed = more == NULL ? FAILED : PyDict_SetItem(counts, key, more);
     Py_XDECREF(more);
     return failed;

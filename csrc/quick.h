@@ -176,6 +176,7 @@ int know_greenlet(void);
 PyObject *stack_here(void);
 PyObject *switch_to(PyObject *stack);
 PyObject *ambient_now(void);
+PyObject *new_switch(PyObject *function, PyObject *carries, PyObject *token);
 int may_resume(PyObject *turns);
 int take_turn(PyObject *turns);
 int resume(PyObject *turns);

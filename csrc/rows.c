@@ -51,7 +51,7 @@ static int are_alike(PyObject *one, PyObject *other, PyObject *rows)
     return alike == ORDINARY ? agree(one, other, s_device) : alike;
 }
 
-/* One argument of all prompts, joined. Ordinary: tensors that are alike. */
+/* One argument of all prompts, joined. Ordinary: tensors that are alike, and have rows. */
 static int join_argument(PyObject *inputs, Py_ssize_t at, PyObject **joined)
 {
     Py_ssize_t many = PyList_GET_SIZE(inputs);

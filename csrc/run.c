@@ -364,6 +364,14 @@ static PyObject *new_asked(PyObject *tally)
     return asked;
 }
 
+/* How often each site was passed. */
+static PyObject *new_counts(void)
+{
+    PyObject *nothing = PyTuple_New(0), *counts = nothing == NULL ? NULL : PyDict_Type.tp_new(Counts, nothing, NULL);
+    Py_XDECREF(nothing);
+    return counts;
+}
+
 #define HOLD(name, made) (hold(run, Run_##name, made) < 0)
 
 PyObject *run_init(PyObject *module, PyObject *const *args, Py_ssize_t size)
@@ -372,7 +380,7 @@ PyObject *run_init(PyObject *module, PyObject *const *args, Py_ssize_t size)
         return PyObject_Vectorcall(py_run_init, args, size, NULL);
     PyObject *run = args[0], *model;
     if (HOLD(tally, new_tally()) || HOLD(_asked, new_asked(PEEK(run, Run, tally))) ||
-        HOLD(_starts, PyObject_CallNoArgs((PyObject *)Counts)) || HOLD(_ends, PyObject_CallNoArgs((PyObject *)Counts)) ||
+        HOLD(_starts, new_counts()) || HOLD(_ends, new_counts()) ||
         HOLD(watchers, PyDict_New()) || HOLD(recorders, PyList_New(0)) || HOLD(skipped, PyList_New(0)) ||
         HOLD(kinds, PyDict_New()) || HOLD(pending, PyList_New(0)) || HOLD(_broken, PySet_New(NULL)) ||
         HOLD(_new, PySet_New(NULL)) || HOLD(frames, PyDict_New()) || HOLD(reads, PyDict_New()) ||
@@ -387,7 +395,7 @@ PyObject *run_init(PyObject *module, PyObject *const *args, Py_ssize_t size)
     PUT(run, Run, _call, new_ref(args[1]));
     if ((model = PyObject_GetAttr(run, s__model)) == NULL)
         return NULL;
-    int failed = HOLD(switch, PyObject_CallFunctionObjArgs((PyObject *)Switch, model, run, NULL));
+    int failed = HOLD(switch, new_switch(model, run, Py_None));
     Py_DECREF(model);
     return failed ? NULL : new_ref(Py_None);
 }

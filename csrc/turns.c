@@ -161,6 +161,15 @@ PyObject *switch_init(PyObject *module, PyObject *const *args, Py_ssize_t size)
     Py_RETURN_NONE;
 }
 
+PyObject *new_switch(PyObject *function, PyObject *carries, PyObject *token)
+{
+    PyObject *turns = PyType_GenericAlloc(Switch, 0), *args[] = {turns, function, carries, token}, *done = NULL;
+    if (turns != NULL && (done = switch_init(NULL, args, 4)) == NULL)
+        Py_CLEAR(turns);
+    Py_XDECREF(done);
+    return turns;
+}
+
 /* Ordinary: nothing was abandoned, and nobody traces, which Python must see to. */
 int may_resume(PyObject *turns)
 {

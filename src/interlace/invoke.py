@@ -37,6 +37,8 @@ class Promise:
     The name that the decorator bound is bound to the value itself by then.
     """
 
+    __slots__ = ("__weakref__", "_name", "_values")
+
     def __init__(self, name: str, values: list[Any]) -> None:
         self._name = name
         self._values = values  # one, when there is one
@@ -58,6 +60,8 @@ class Promise:
 
 class Invoke:
     """One prompt of a trace, before its block is known."""
+
+    __slots__ = ("_body", "_given", "_prompts")
 
     def __init__(self, prompts: "Prompts", given: Input | None) -> None:
         self._prompts = prompts
@@ -90,6 +94,8 @@ Block = tuple[Input | None, Callable[[], Any], str, Callable[[Any], None] | None
 class Prompts:
     """The blocks of one trace, in the order in which they are written."""
 
+    __slots__ = ("_blocks", "_families", "_places", "_promises", "_templates", "_workers")
+
     def __init__(self) -> None:
         self._blocks: list[Block] = []
         self._families: dict[int, tuple[FrameType, Family]] = {}
@@ -107,10 +113,7 @@ class Prompts:
         Args:
             prepare: What the trace was opened with. Its own input is the whole batch, where no block has one.
         """
-        inputs: list[Input] = []
-        for given, *_ in self._blocks:
-            if given is not None:
-                inputs.append(given)
+        inputs = [block[0] for block in self._blocks if block[0] is not None]
         return prepare.combined(inputs) if inputs else (prepare(), [])
 
     def add_body(self, given: Input | None, body: Body) -> None:

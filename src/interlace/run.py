@@ -86,6 +86,8 @@ FEW = 16
 class Counts(dict[Any, int]):
     """How often each key was noted; 0 for one that was not."""
 
+    __slots__ = ()
+
     def __missing__(self, key: Any) -> int:
         return 0
 

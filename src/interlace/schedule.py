@@ -61,6 +61,8 @@ class Schedule:
         def serve() -> Any:
             run = self.run
             try:
+                if run.stopped:  # before it has begun
+                    raise RunEnded
                 self.result = call()
                 self.over = True
                 self._last_turns()
@@ -228,8 +230,6 @@ class Schedule:
 
     def _last_turns(self) -> None:
         """After the model: what is not reached any more is an error at the line that waits for it."""
-        if not self._held and not self._waiting:
-            return
         ready: list[Worker] = []
         if self._held:
             self._release(ready)

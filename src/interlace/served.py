@@ -24,7 +24,7 @@ class Served(Run):
     __slots__ = ("_failing", "begun", "finished", "raised")
 
     def __init__(self, call: Callable[[], Any], schedule: "Schedule") -> None:
-        super().__init__(call)
+        Run.__init__(self, call)
         self.begun = False
         self.finished: Finished | None = None
         self.raised: BaseException | None = None
@@ -63,6 +63,24 @@ class Served(Run):
         if self.stopped:
             self.switch.end()
             self._release()
+
+    def stop(self) -> None:
+        """End the model's run where it is, and tell the blocks that wait for it. See `Run.stop`."""
+        if not self.begun:
+            self._begin()
+        if self.switch.started or self.switch.done:
+            super().stop()
+            return
+        self.stopped = True
+        self.switch.resume()
+        error, self.switch.error = self.switch.error, None  # its traceback holds the run
+        kept = error is None or self._keeps(error)
+        self._release()
+        if error is not None and not kept:
+            try:
+                raise error  # Ctrl-C, say
+            finally:
+                del error  # else the error and this frame hold each other
 
     def _look(self, keep: Keep) -> None:
         if self.schedule is None:

@@ -195,6 +195,13 @@ else:
         """A tracer that is written in C is fully back from the first call on."""
 
 
+if sys.version_info < (3, 13):
+    _to_fast = ctypes.PYFUNCTYPE(None, ctypes.py_object, ctypes.c_int)(
+        ("PyFrame_LocalsToFast", ctypes.pythonapi)
+    )
+    """Writes what `f_locals` holds into the slots of a frame."""
+
+
 def held(frame: FrameType) -> dict[str, Any]:
     """The names of a frame with their values. Up to Python 3.12 nothing of them stays behind in the frame."""
     names = frame.f_locals
@@ -212,10 +219,11 @@ def write(frame: FrameType, values: Mapping[str, object]) -> None:
     if not code.co_flags & _OPTIMIZED:
         frame.f_locals.update(values)
         return
-    own = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
-    frame.f_globals.update({name: value for name, value in values.items() if name not in own})
+    own = code.co_varnames + code.co_cellvars + code.co_freevars
     frame_locals: Any = frame.f_locals  # a dictionary, or from 3.13 on a view that writes through
-    frame_locals.update({name: value for name, value in values.items() if name in own})
+    for name, value in values.items():
+        names = frame_locals if name in own else frame.f_globals
+        names[name] = value
     if sys.version_info < (3, 13):
-        ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
+        _to_fast(frame, 0)
         frame_locals.clear()
