@@ -69,10 +69,60 @@ static int Notes_bool(Notes *self)
     return any;
 }
 
+/* The number that a dictionary has under a key; 0 where there is none, -1 with an error. */
+static long number_of(PyObject *counts, PyObject *key)
+{
+    PyObject *known = counts != NULL && PyDict_GET_SIZE(counts) ? PyDict_GetItemWithError(counts, key) : NULL;
+    return known != NULL ? PyLong_AsLong(known) : PyErr_Occurred() ? FAILED : 0;
+}
+
+/* Where the number of a site is; NULL where the line does not know it, or with an error. */
+static Py_ssize_t *times_of(Notes *self, PyObject *key)
+{
+    PyObject *place = self->places == NULL ? NULL : PyDict_GetItemWithError(self->places, key);
+    return place == NULL ? NULL : self->times + PyLong_AsSsize_t(place);
+}
+
+/* How often a site was passed; -1 with an error. */
+static long noted(Notes *self, PyObject *key)
+{
+    long others = number_of(self->others, key);
+    Py_ssize_t *times = others < 0 ? NULL : times_of(self, key);
+    return others < 0 || (times == NULL && PyErr_Occurred()) ? FAILED : others + (times == NULL ? 0 : (long)*times);
+}
+
+/* What a dictionary of numbers would give for a key; the default is for one that is not there, and so 0. */
+static PyObject *Notes_get(Notes *self, PyObject *args)
+{
+    PyObject *key, *other = NULL;
+    if (!PyArg_ParseTuple(args, "O|O", &key, &other))
+        return NULL;
+    long times = noted(self, key);
+    return times < 0 ? NULL : times == 0 && other != NULL ? new_ref(other) : PyLong_FromLong(times);
+}
+
+/* Say how often a site was passed. */
+static int Notes_assign(Notes *self, PyObject *key, PyObject *times)
+{
+    if (times == NULL || !PyLong_CheckExact(times)) {
+        PyErr_SetString(PyExc_TypeError, "a site is passed a number of times");
+        return FAILED;
+    }
+    Py_ssize_t *known = times_of(self, key);
+    if ((known == NULL && PyErr_Occurred()) || (self->others == NULL && (self->others = PyDict_New()) == NULL))
+        return FAILED;
+    if (known != NULL)
+        *known = 0;
+    return PyDict_SetItem(self->others, key, times);
+}
+
 static PyMethodDef Notes_methods[] = {
+    {"get", (PyCFunction)Notes_get, METH_VARARGS, "How often a site was passed."},
     {"append", (PyCFunction)Notes_append, METH_O, "Note that a site was passed once more."},
     {NULL},
 };
+
+static PyMappingMethods Notes_mapping = {.mp_ass_subscript = (objobjargproc)Notes_assign};
 
 static PyNumberMethods Notes_number = {.nb_bool = (inquiry)Notes_bool};
 
@@ -87,6 +137,7 @@ PyTypeObject NotesType = {
     .tp_clear = (inquiry)Notes_clear,
     .tp_methods = Notes_methods,
     .tp_as_number = &Notes_number,
+    .tp_as_mapping = &Notes_mapping,
 };
 
 PyObject *new_notes(void) { return PyType_GenericAlloc(&NotesType, 0); }
@@ -146,24 +197,44 @@ static int count(PyObject *noted, PyObject *counts)
     return failed;
 }
 
-/* The number that a dictionary has under a key; 0 where there is none, -1 with an error. */
-static long number_of(PyObject *counts, PyObject *key)
+/* How often a site was passed, by its counts and what has been noted since; -1 with an error. */
+long counted(PyObject *notes, PyObject *counts, PyObject *key)
 {
-    PyObject *known = counts != NULL && PyDict_GET_SIZE(counts) ? PyDict_GetItemWithError(counts, key) : NULL;
-    return known != NULL ? PyLong_AsLong(known) : PyErr_Occurred() ? FAILED : 0;
+    if (Py_TYPE(notes) != &NotesType)
+        return count(notes, counts) < 0 ? FAILED : number_of(counts, key);
+    long before = number_of(counts, key), since = before < 0 ? FAILED : noted((Notes *)notes, key);
+    return since < 0 ? FAILED : before + since;
 }
 
-/* How often a site was passed, by its counts and what has been noted since; -1 with an error. */
-long counted(PyObject *noted, PyObject *counts, PyObject *key)
+/* What was counted by now, which later visits leave as it is. */
+static PyObject *copy_of(Notes *self, PyObject *counts)
 {
-    Notes *self = (Notes *)noted;
-    if (Py_TYPE(noted) != &NotesType)
-        return count(noted, counts) < 0 ? FAILED : number_of(counts, key);
-    long before = number_of(counts, key), others = before < 0 ? FAILED : number_of(self->others, key);
-    PyObject *place = others < 0 || self->places == NULL ? NULL : PyDict_GetItemWithError(self->places, key);
-    if (others < 0 || (place == NULL && PyErr_Occurred()))
-        return FAILED;
-    return before + others + (place == NULL ? 0 : self->times[PyLong_AsSsize_t(place)]);
+    PyObject *copy = new_notes();
+    Notes *made = (Notes *)copy;
+    if (copy == NULL || (self->keys != NULL && know_line(copy, self->keys, self->places) < 0) ||
+        (made->others = PyDict_Copy(counts)) == NULL)
+        goto failed;
+    if (self->times != NULL)
+        memcpy(made->times, self->times, PyTuple_GET_SIZE(self->keys) * sizeof *self->times);
+    PyObject *key, *times;
+    Py_ssize_t next = 0;
+    while (self->others != NULL && PyDict_Next(self->others, &next, &key, &times))
+        if (add_to(made->others, key, PyLong_AsLong(times)) < 0)
+            goto failed;
+    return copy;
+failed:
+    Py_XDECREF(copy);
+    return NULL;
+}
+
+PyObject *counted_by_now(PyObject *module, PyObject *const *args, Py_ssize_t size)
+{
+    if (size != 2 || Py_TYPE(args[0]) != &NotesType || !PyDict_Check(args[1])) {
+        PyObject *counts = count_all(module, args, size);
+        Py_XDECREF(counts);
+        return counts == NULL ? NULL : PyDict_Copy(args[1]);
+    }
+    return copy_of((Notes *)args[0], args[1]);
 }
 
 PyObject *count_all(PyObject *module, PyObject *const *args, Py_ssize_t size)

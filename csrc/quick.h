@@ -60,7 +60,7 @@ typedef Py_ssize_t Slot;
 #define OBJECTS(X) \
     X(RunEnded) X(NOBODY) X(gettrace) X(TURN) X(here) X(operators) X(visit) X(remember) X(replace) \
     X(ambient_read) X(ambient_swap) X(grad) X(set_grad) X(inference) X(autocast) X(functions) X(dispatches) \
-    X(hooks) X(transform) X(forward_grad) X(cuda) X(cuda_device) X(cuda_devices) X(cuda_stream) X(get_output) X(set_output) X(get_input) X(set_attr) X(seen) \
+    X(hooks) X(transform) X(forward_grad) X(cuda) X(cuda_device) X(cuda_devices) X(cuda_stream) X(get_output) X(set_output) X(get_input) X(set_attr) X(seen) X(unseen) \
     X(ask) X(resume) X(pause) X(NotReached) X(OrderError) X(property) X(config) X(worker_ask) X(worker_leave) X(turns) X(reached) \
     X(join) X(cat) X(strided) X(guard) X(homes) X(switch_init) X(run_init) X(owner) X(opened) X(closed) X(contextlib) X(enters) X(worker_init) \
     X(get_item) X(LISTS) X(execute) X(model) X(finish) X(GreenletExit) X(work) X(far) X(deep) X(kept) X(serve) X(concatenate) X(apply)
@@ -237,7 +237,9 @@ PyObject *run_init(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *run_model(PyObject *module, PyObject *run);
 PyObject *run_finish(PyObject *module, PyObject *run);
 PyObject *run_ask(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *run_unseen(PyObject *module, PyObject *run);
 PyObject *run_seen(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *counted_by_now(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *count_all(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *frame_owner(PyObject *module, PyObject *frame);
 PyObject *tree_opened(PyObject *module, PyObject *const *args, Py_ssize_t size);

@@ -543,6 +543,23 @@ PyObject *run_ask(PyObject *module, PyObject *const *args, Py_ssize_t size)
     return plain == OTHER ? PyObject_Vectorcall(py_ask, args, size, NULL) : visit;
 }
 
+/* The keys of sites that have not been left yet. Ordinary: it has been asked before. */
+PyObject *run_unseen(PyObject *module, PyObject *run)
+{
+    if (!is_run(run) || PEEK(run, Run, known) != Py_None)
+        return PyObject_CallOneArg(py_unseen, run);
+    PyObject *new = new_ref(PEEK(run, Run, _new)), *keys = PySequence_List(new);
+    int failed = keys == NULL;
+    for (Py_ssize_t at = 0; !failed && at < PyList_GET_SIZE(keys); at++) {
+        long left = passed(run, PyList_GET_ITEM(keys, at), s_output);
+        failed = left < 0 || (left && PySet_Discard(new, PyList_GET_ITEM(keys, at)) < 0);
+    }
+    Py_XDECREF(keys);
+    if (failed)
+        Py_CLEAR(new);
+    return new;
+}
+
 /* How often the model has passed a port of a site. */
 PyObject *run_seen(PyObject *module, PyObject *const *args, Py_ssize_t size)
 {

@@ -117,6 +117,7 @@ def test_notes_count_what_a_line_knows_and_what_it_does_not() -> None:
         lambda: quick.serve(3),
         lambda: quick.concatenate(3),
         lambda: quick.worker_ask(1, 2, 3, 4),
+        lambda: quick.unseen(3),
         lambda: quick.turns(1, []),
         lambda: quick.turns(schedule.Schedule([]), [1]),
         lambda: quick.reached(1, 2),

@@ -50,6 +50,10 @@ class Trail:
         self.ends = dict(ends)
         self._at = 0 if passing is None else len(passing.log)
 
+    def passed_by_now(self) -> tuple[dict[Any, int], dict[Any, int]]:
+        """How often each site had been entered there, and left."""
+        return dict(self.starts), dict(self.ends)
+
     def follow(self, passing: Passing, key: Any, number: int) -> None:
         """Go on to where a visit has begun."""
         for passed, port in islice(passing.log, self._at, None):

@@ -37,6 +37,7 @@ METHODS: dict[str, tuple[type, str]] = {
     "model": (run.Run, "_model"),
     "finish": (run.Run, "finish"),
     "seen": (run.Run, "seen"),
+    "unseen": (run.Run, "_unseen"),
     "ask": (run.Run, "ask"),
     "switch_init": (switch.Switch, "__init__"),
     "execute": (switch.Switch, "_execute"),

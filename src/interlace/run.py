@@ -103,7 +103,13 @@ def _counted(noted: list[Any], counts: Counts) -> Counts:
     return counts
 
 
+def _counted_by_now(noted: list[Any], counts: Counts) -> dict[Any, int]:
+    """What has been counted by now, which later visits leave as it is."""
+    return dict(_counted(noted, counts))
+
+
 _count: Callable[[list[Any], Counts], Counts] = _counted if quick is None else quick.count
+_by_now: Callable[[list[Any], Counts], dict[Any, int]] = _counted_by_now if quick is None else quick.by_now
 
 
 class Run:
@@ -180,6 +186,10 @@ class Run:
         if noted:
             _count(noted, counts)
         return counts.get(key, 0)
+
+    def passed_by_now(self) -> tuple[dict[Any, int], dict[Any, int]]:
+        """How often each site has been entered, and left: what can be asked with `get`, and changed for a key."""
+        return _by_now(self.tally.entered, self._starts), _by_now(self.tally.left, self._ends)
 
     def count(self) -> None:
         """Count what has been noted, for notes take memory."""
@@ -287,11 +297,12 @@ class Run:
 
     def _unseen(self) -> set[Any]:
         """The keys of sites that have not been left yet."""
-        new, ends = self._new, self.ends
+        new = self._new
         if self.known is not None:
             new.update(self.known())
             self.known = None
-        new.difference_update([key for key in new if ends.get(key)])
+        seen = self.seen
+        new.difference_update([key for key in new if seen(key, "output")])
         return new
 
     def learn(self, keys: Iterable[Any]) -> None:

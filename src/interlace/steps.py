@@ -64,7 +64,9 @@ class Steps:
     def joined(self, keys: Iterable[Any], like: Any) -> None:
         """Count further sites from now on: in the current step they begin as `like` did."""
         for counts in (self.current.starts, self.current.ends) if self.current is not None else ():
-            counts.update(dict.fromkeys(keys, counts.get(like, 0)))
+            number = counts.get(like, 0)
+            for key in keys:
+                counts[key] = number
 
     def _set_pace(self, site: Site, step: Step) -> Step:
         self.pacemaker = site
@@ -87,10 +89,9 @@ class Steps:
                     "A trace runs forward only: loop over steps in the order in which the model makes them."
                 )
             trail.follow(run.passing, site.key, number)
-        here = trail or run
-        starts = dict(here.starts)
+        starts, ends = (trail or run).passed_by_now()
         starts[site.key] = number
-        self.current = Step(index, starts, dict(here.ends))
+        self.current = Step(index, starts, ends)
 
     def _in_first(self, key: Any) -> bool:
         """Whether the model is inside the first call of a site."""

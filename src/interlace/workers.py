@@ -172,6 +172,10 @@ class Worker:
         """How often each site has been left."""
         return self.run.ends
 
+    def passed_by_now(self) -> tuple[dict[Any, int], dict[Any, int]]:
+        """How often each site has been entered, and left."""
+        return self.run.passed_by_now()
+
     @property
     def passing(self) -> Passing | None:
         """What is passed in search of a step."""
