@@ -79,13 +79,21 @@ def test_notes_count_what_a_line_knows_and_what_it_does_not() -> None:
     assert not one.tally.entered
     one.finish()
     one.tally.entered.append("operation")
+    then, _ = one.passed_by_now()
+    one.tally.entered.append("operation")
+    assert [then.get(key, 0) for key in (10, 20, 30, "operation")] == [3, 6, 0, 1]
+    then[20] = then["later"] = 9
+    assert [then.get(key, 0) for key in (20, "later")] == [9, 9]
+    with pytest.raises(TypeError, match="a number of times"):
+        then[20] = "often"  # type: ignore[assignment]
     assert one.tally.entered
     assert one.seen(20, "input") == one.seen(20, "output") == 6
-    assert one.starts == {10: 3, 20: 6, "operation": 1}
+    assert one.starts == {10: 3, 20: 6, "operation": 2}
     assert not one.tally.entered
     assert one.ends == {10: 3, 20: 6}
     assert one.seen(20, "input") == 6
     assert one.seen(30, "input") == 0
+    assert one.passed_by_now()[0].get(20) == 6
 
 
 @needs_it
