@@ -58,20 +58,22 @@ typedef Py_ssize_t Slot;
     X(Rows, size) X(Rows, total) X(Rows, padding) X(Rows, length) X(Rows, copies)
 
 #define OBJECTS(X) \
-    X(RunEnded) X(NOBODY) X(gettrace) X(TURN) X(here) X(operators) X(visit) X(remember) X(replace) \
-    X(ambient_read) X(ambient_swap) X(grad) X(set_grad) X(inference) X(autocast) X(functions) X(dispatches) \
-    X(hooks) X(transform) X(forward_grad) X(cuda) X(cuda_device) X(cuda_devices) X(cuda_stream) X(get_output) X(set_output) X(get_input) X(set_attr) X(seen) X(unseen) \
-    X(ask) X(resume) X(pause) X(NotReached) X(OrderError) X(property) X(config) X(worker_ask) X(worker_leave) X(turns) X(reached) \
-    X(join) X(cat) X(strided) X(guard) X(homes) X(switch_init) X(run_init) X(owner) X(opened) X(closed) X(contextlib) X(enters) X(worker_init) \
-    X(get_item) X(LISTS) X(execute) X(model) X(finish) X(GreenletExit) X(work) X(far) X(deep) X(kept) X(serve) X(concatenate) X(apply)
+    X(RunEnded) X(NOBODY) X(gettrace) X(TURN) X(here) X(operators) X(visit) X(remember) X(replace) X(ambient_read) \
+    X(ambient_swap) X(grad) X(set_grad) X(inference) X(autocast) X(functions) X(dispatches) X(hooks) X(transform) \
+    X(forward_grad) X(cuda) X(cuda_device) X(cuda_devices) X(cuda_stream) X(get_output) X(set_output) X(get_input) \
+    X(set_attr) X(seen) X(unseen) X(ask) X(resume) X(pause) X(NotReached) X(OrderError) X(property) X(config) \
+    X(worker_ask) X(worker_leave) X(turns) X(reached) X(join) X(cat) X(strided) X(guard) X(homes) X(switch_init) \
+    X(run_init) X(owner) X(opened) X(closed) X(contextlib) X(enters) X(worker_init) X(get_item) X(LISTS) X(execute) \
+    X(model) X(finish) X(GreenletExit) X(work) X(far) X(deep) X(kept) X(serve) X(concatenate) X(apply)
 
 #define NAMES(X) \
     X(_tree) X(_open) X(_fused) X(_site) X(_path) X(_run) X(_steps) X(_visit) X(current) X(number) X(switch) \
-    X(tracing) X(gr_context) X(parent) X(job) X(_initialized) X(forward) X(reach) X(leave) X(broke) \
-    X(_record) X(_arrive) X(nothing_came) X(recalled) X(_unreached) X(_meet) X(_start) X(_take_turn) X(add) \
-    X(ask) X(port) X(result) X(args) X(depth) X(_stack_saved) X(reads) X(output) X(input) X(requires_grad) X(shape) X(dtype) X(device) \
-    X(checks) X(data_ptr) X(layout) X(stride) X(edited) X(shares) X(note) X(home) X(_part) X(_serve) X(_owner) X(pause) X(_model) X(_module) X(_modules) X(_close) X(_unmet) X(_over) X(_outer) X(settle) X(_tell) X(_release) X(_skip_all) \
-    X(_forward_hooks) X(_forward_pre_hooks) X(_backward_hooks) X(_backward_pre_hooks)
+    X(tracing) X(gr_context) X(parent) X(job) X(_initialized) X(forward) X(reach) X(leave) X(broke) X(_record) \
+    X(_arrive) X(nothing_came) X(recalled) X(_unreached) X(_meet) X(_start) X(_take_turn) X(add) X(ask) X(port) \
+    X(result) X(args) X(depth) X(_stack_saved) X(reads) X(output) X(input) X(requires_grad) X(shape) X(dtype) \
+    X(device) X(checks) X(data_ptr) X(layout) X(stride) X(edited) X(shares) X(note) X(home) X(_part) X(_serve) \
+    X(_owner) X(pause) X(_model) X(_module) X(_modules) X(_close) X(_unmet) X(_over) X(_outer) X(settle) X(_tell) \
+    X(_release) X(_skip_all) X(_forward_hooks) X(_forward_pre_hooks) X(_backward_hooks) X(_backward_pre_hooks)
 
 #define DECLARE_CLASS(name) extern PyTypeObject *name;
 #define DECLARE_SLOT(class, name) extern Slot class##_##name;

@@ -2,7 +2,7 @@
 
 #include "quick.h"
 
-/* -- stacks, which are greenlets ------------------------------------------------------------------------------------- */
+/* -- stacks, which are greenlets ------------------------------------------------------------------------------------ */
 
 /* The places of two functions in greenlet's interface for C, which stay what they are from version to version. */
 #define GET_CURRENT 4
@@ -427,8 +427,9 @@ PyObject *work(PyObject *module, PyObject *worker)
         }
         idle = do_job(worker, turns);
         Py_DECREF(turns);
-        int kept = idle == NULL || (resumer = PyObject_GetAttr(worker, s_parent)) == NULL ? FAILED
-                                                                                         : is_kept(worker, resumer, idle);
+        int kept = FAILED;
+        if (idle != NULL && (resumer = PyObject_GetAttr(worker, s_parent)) != NULL)
+            kept = is_kept(worker, resumer, idle);
         if (kept == 1)
             came = PyList_Append(idle, worker) < 0 ? NULL : switch_to(resumer);
         Py_XDECREF(idle);

@@ -75,7 +75,7 @@ class Called:
 
     def __call__(self) -> Callable[[], Any]:
         """The call, on input that the model's class has prepared and that is where the model is."""
-        if self.loads and self.envoy._tree.loader is not None:
+        if self.loads:
             self.envoy._tree.load()
         return self._placed(*self._prepared(self.args, self.kwargs))
 
@@ -115,7 +115,7 @@ class Given(Called):
         """The call to run, or `InputError` where nothing was given."""
         if not self.args and not self.kwargs and self.fn is None:
             raise no_input(f"{self.envoy._path}.{self.opens}")
-        if self.loads and self.envoy._tree.loader is not None:
+        if self.loads:
             self.envoy._tree.load()
         return self._placed(*self._prepared(self.args, self.kwargs))
 
@@ -127,7 +127,7 @@ class Given(Called):
                 "Give every input to an invoke of its own."
             )
         envoy, fn = self.envoy, self.fn
-        if self.loads and envoy._tree.loader is not None:
+        if self.loads:
             envoy._tree.load()
         if fn is None:
             prepared = [envoy._prepare_input(*args, **kwargs) for args, kwargs in inputs]

@@ -228,8 +228,7 @@ class LanguageModel(Model):
         """Token ids, attention mask and position ids of prompts; everything else passes through."""
         if not reads_tokens(self._module):
             return args, kwargs
-        if args:
-            kwargs = self._encoded(args, kwargs)
+        kwargs = self._encoded(args, kwargs)
         if not self._has_input(kwargs):
             raise InputError(
                 f"There is nothing to run on: {', '.join(kwargs) or 'no arguments'}.\n"

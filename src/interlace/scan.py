@@ -5,7 +5,7 @@ leaves in the model is taken back; what every module was called with and gave st
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from interlace.calls import Function, Given, Input, resolve
 from interlace.errors import ScanError
 from interlace.fakes import Fakes, counting, is_here
 from interlace.rows import Rows
+from interlace.run import Run
 from interlace.site import Port, Visit
 from interlace.snapshot import Snapshot
 from interlace.tap import SLOT
@@ -124,11 +125,12 @@ class Scan(Trace):
         if getattr(self, "_thread", None) == threading.get_ident():
             self._leave()
 
-    def _begin(self, call: Callable[[], Any], workers: list[Worker]) -> None:
-        super()._begin(partial(_on_models_side, call), workers)
+    def _begin(self, call: Callable[[], Any], blocks: Sequence[Worker] = ()) -> Run:
+        run = super()._begin(partial(_on_models_side, call), blocks)
         for module in self._tree.taps().modules:
             for port in PORTS:
-                self._run.watch(id(module), port, self._record)  # type: ignore[union-attr]
+                run.watch(id(module), port, self._record)
+        return run
 
     def _record(self, visit: Visit) -> None:
         """Keep the first visit of every module: what it was called with, and what it gave."""

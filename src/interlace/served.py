@@ -24,7 +24,7 @@ class Served(Run):
     __slots__ = ("_failing", "begun", "finished", "raised")
 
     def __init__(self, call: Callable[[], Any], schedule: "Schedule") -> None:
-        Run.__init__(self, call)
+        super().__init__(call)
         self.begun = False
         self.finished: Finished | None = None
         self.raised: BaseException | None = None

@@ -7,7 +7,7 @@ that value exists; leaving the block lets it finish.
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, cast
@@ -92,7 +92,7 @@ class Trace:
         self._prepare = prepare
         try:
             if call is not None:
-                self._begin(call, self._edits() if self._tree.edits else [])
+                self._begin(call)
             self._taps.install(self)
             for tree in self._trees:
                 tree.opened(self._owner, self)
@@ -210,7 +210,9 @@ class Trace:
         """The stored edits of the model, as blocks that come before those of this trace."""
         return list(map(partial(edit.worker, self), self._tree.edits))
 
-    def _begin(self, call: Call, workers: list[Worker]) -> None:
+    def _begin(self, call: Call, blocks: Sequence[Worker] = ()) -> Run:
+        """Make the run of a call: with the stored edits and blocks served, if there are any."""
+        workers = [*self._edits(), *blocks] if blocks or self._tree.edits else []
         self._run = run = Schedule(workers).around(call) if workers else self._runs(call)
         self._steps = None
         if self._taps is not None:
@@ -221,6 +223,7 @@ class Trace:
             point.set(run)
         for cache in self._caches:
             cache._attach(self, run)
+        return run
 
     def _retap(self, taps: Taps) -> None:
         """Put taps on the modules that are there now: real weights may have come with the input."""
@@ -246,13 +249,7 @@ class Trace:
         taps = self._tree.taps()
         if taps is not self._taps:
             self._retap(taps)
-        workers = self._edits() if self._tree.edits else []
-        if prompts is not None:
-            workers += prompts.workers(self, rows)
-        self._begin(call, workers)
-        run = self._run
-        assert run is not None
-        return run
+        return self._begin(call, () if prompts is None else prompts.workers(self, rows))
 
     def invoke(self, *args: Any, **kwargs: Any) -> Invoke:
         """One prompt of several in this run: `with tracer.invoke(x):`, or `@tracer.invoke(x)` over a function.
