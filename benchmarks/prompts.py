@@ -1,8 +1,7 @@
 """`python -m benchmarks.prompts`: several prompts in one forward, edits that stay, and keeping a block.
 
 The hooks are what a careful user writes: registered for one run, each changes its own rows of the batch, and
-removed after it. Costs are the extra time above one forward of the whole batch without any of that. A block that
-is captured may cost what capturing may, above what a function may.
+removed after it. Costs are the extra time above one forward of the whole batch without any of that.
 """
 
 import linecache
@@ -124,10 +123,8 @@ def prompt_rows(seconds: float) -> Iterator[str]:
             seconds,
         )
         hooks = costs["hooks"]
-        for form, more in (("functions", 0.0), ("blocks", AGAIN * len(sites))):
-            said = f"{words} + {AGAIN:.0f} µs a block" if more else words
-            most = limit(hooks.extra) + more
-            aim = Aim(said, most, costs[form].extra, costs[form].error) if words else None
+        for form in ("functions", "blocks"):
+            aim = Aim(words, limit(hooks.extra), costs[form].extra, costs[form].error) if words else None
             yield _row(f"{name} ({form})", hooks, costs[form], aim)
 
 
