@@ -1,11 +1,38 @@
 /* One block of several: its beginning and end, its request, its turn. `Worker.__init__`, `_serve` and `ask`,
-   `Schedule.reached` and `_turns`. */
+   `Schedule.__init__`, `reached` and `_turns`, `Trace._part` and `__del__`. */
 
 #include "quick.h"
 
 /* -- a block's worker ---------------------------------------------------------------------------------------------- */
 
 #define HOLD(name, made) (hold(worker, Worker_##name, made) < 0)
+
+/* The trace of one block among several, which has what a request needs. */
+PyObject *trace_part(PyObject *module, PyObject *trace)
+{
+    PyObject *names[] = {s_model, s__tree, s__paced, s__thread}, *nothing = PyTuple_New(0), *value;
+    PyObject *part = nothing == NULL ? NULL : PyBaseObject_Type.tp_new(Py_TYPE(trace), nothing, NULL);
+    int failed = part == NULL;
+    for (size_t at = 0; !failed && at < sizeof names / sizeof *names; at++) {
+        value = PyObject_GetAttr(trace, names[at]);
+        failed = value == NULL || PyObject_SetAttr(part, names[at], value) < 0;
+        Py_XDECREF(value);
+    }
+    Py_XDECREF(nothing);
+    if (failed || PyObject_SetAttr(part, s__outer, trace) < 0)
+        Py_CLEAR(part);
+    return part;
+}
+
+/* Ordinary: it is closed, or never was open. */
+PyObject *trace_del(PyObject *module, PyObject *trace)
+{
+    PyObject *taps = learned ? PyObject_GetAttr(trace, s__taps) : NULL;
+    if (taps == NULL)
+        PyErr_Clear();
+    Py_XDECREF(taps);
+    return taps == Py_None ? new_ref(Py_None) : PyObject_CallOneArg(py_trace_del, trace);
+}
 
 /* Make a worker. Ordinary: nobody traces, so that coverage needs no tracer of its own for it. */
 PyObject *worker_init(PyObject *module, PyObject *const *args, Py_ssize_t size)
@@ -371,6 +398,34 @@ static int take_turns(PyObject *schedule, PyObject *ready)
         return FAILED;
     }
     return failed;
+}
+
+/* Make a schedule. Ordinary: its workers are made to the end. */
+PyObject *schedule_init(PyObject *module, PyObject *const *args, Py_ssize_t size)
+{
+    PyObject *schedule = size == 2 && learned && Py_TYPE(args[0]) == Schedule ? args[0] : NULL;
+    PyObject *workers = schedule == NULL ? NULL : args[1];
+    int plain = workers != NULL && PyList_CheckExact(workers);
+    for (Py_ssize_t at = 0; plain && at < PyList_GET_SIZE(workers); at++)
+        plain = is_worker(PyList_GET_ITEM(workers, at));
+    if (!plain)
+        return PyObject_Vectorcall(py_schedule_init, args, size, NULL);
+    const Slot none[] = {Schedule_live, Schedule_result, Schedule_error, Schedule_run};
+    for (size_t at = 0; at < sizeof none / sizeof *none; at++)
+        put(schedule, none[at], new_ref(Py_None));
+    PUT(schedule, Schedule, workers, new_ref(workers));
+    PUT(schedule, Schedule, over, new_ref(Py_False));
+    if (hold(schedule, Schedule_views, PyList_New(0)) < 0 || hold(schedule, Schedule__waiting, PyDict_New()) < 0 ||
+        hold(schedule, Schedule__held, PyList_New(0)) < 0 || hold(schedule, Schedule__skips, PyDict_New()) < 0 ||
+        hold(schedule, Schedule__ahead, PySet_New(NULL)) < 0)
+        return NULL;
+    for (Py_ssize_t at = 0; at < PyList_GET_SIZE(workers); at++) {
+        PyObject *worker = PyList_GET_ITEM(workers, at);
+        if (hold(worker, Worker_place, PyLong_FromSsize_t(at)) < 0)
+            return NULL;
+        PUT(worker, Worker, _schedule, new_ref(schedule));
+    }
+    Py_RETURN_NONE;
 }
 
 /* Ordinary: a schedule whose run has begun. */

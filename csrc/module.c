@@ -32,6 +32,16 @@ static PyMethodDef methods[] = {
     {"worker_leave", worker_leave, METH_O, "Unwind a block where it waits."},
     {"turns", (PyCFunction)(void (*)(void))schedule_turns, METH_FASTCALL, "Resume workers, until none can go on."},
     {"reached", (PyCFunction)(void (*)(void))schedule_reached, METH_FASTCALL, "Resume the workers that wait for a visit."},
+    {"invoke_init", (PyCFunction)(void (*)(void))invoke_init, METH_FASTCALL, "Make a prompt of a trace."},
+    {"part", trace_part, METH_O, "The trace of one block among several."},
+    {"trace_del", trace_del, METH_O, "Nothing holds a trace any more."},
+    {"schedule_init", (PyCFunction)(void (*)(void))schedule_init, METH_FASTCALL, "Make a schedule."},
+    {"invoke_enter", invoke_enter, METH_O, "Leave a captured block where it is entered."},
+    {"invoke_exit", (PyCFunction)(void (*)(void))invoke_exit, METH_FASTCALL, "Take in a captured block."},
+    {"bound_call", (PyCFunction)(void (*)(void))bound_call, METH_FASTCALL, "Run a captured block."},
+    {"settled", (PyCFunction)(void (*)(void))scope_settled, METH_FASTCALL, "Names of a block are what they will be."},
+    {"family_close", (PyCFunction)(void (*)(void))family_close, METH_FASTCALL,
+     "Write what blocks bound into their frame."},
     {"unseen", run_unseen, METH_O, "The keys of sites that a model has not left yet."},
     {"seen", (PyCFunction)(void (*)(void))run_seen, METH_FASTCALL, "How often a model has passed a port of a site."},
     {"count", (PyCFunction)(void (*)(void))count_all, METH_FASTCALL, "Count what has been noted; returns the counts."},
@@ -59,7 +69,7 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__quick(void)
 {
     if (begin() < 0 || know_greenlet() < 0 || PyType_Ready(&LineType) < 0 || PyType_Ready(&ReportType) < 0 ||
-        PyType_Ready(&NotesType) < 0)
+        PyType_Ready(&NotesType) < 0 || PyType_Ready(&SkipType) < 0)
         return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL || PyModule_AddObjectRef(module, "Line", (PyObject *)&LineType) < 0 ||

@@ -11,6 +11,7 @@
    tap.c       what runs in place of a module's call
    rows.c      one prompt's rows of the inputs and of a visit, and how they come together
    blocks.c    one block of several: its beginning and end, its request, its turn
+   captured.c  a captured block: left where it stands, its names, what it gives back
    owners.c    the frame that a trace belongs to, and the trace that is open there
    request.c   an envoy's output and input, read and written
    module.c    what Python can call */
@@ -32,7 +33,8 @@ typedef Py_ssize_t Slot;
 
 #define CLASSES(X) \
     X(Run) X(Edited) X(Served) X(Tally) X(Switch) X(Home) X(Visit) X(Site) X(Opened) X(Tensor) X(Everything) \
-    X(Worker) X(Schedule) X(RowVisit) X(Piece) X(Rows) X(Counts) X(Owner)
+    X(Worker) X(Schedule) X(RowVisit) X(Piece) X(Rows) X(Counts) X(Owner) X(Invoke) X(Prompts) X(Body) X(Template) \
+    X(Bound) X(Scope) X(Family)
 
 #define SLOTS(X) \
     X(Run, tally) X(Run, live) X(Run, side) X(Run, switch) X(Run, passing) X(Run, watchers) X(Run, recorders) \
@@ -50,12 +52,21 @@ typedef Py_ssize_t Slot;
     X(Worker, rows) X(Worker, place) X(Worker, side) X(Worker, want) X(Worker, pending) X(Worker, tells) \
     X(Worker, switch) X(Worker, pause) X(Worker, _view) X(Worker, _schedule) X(Worker, _coverage) X(Worker, _ended) \
     X(Schedule, live) X(Schedule, views) X(Schedule, over) X(Schedule, error) X(Schedule, run) \
+    X(Schedule, workers) X(Schedule, result) \
     X(Schedule, _waiting) X(Schedule, _held) X(Schedule, _skips) X(Schedule, _ahead) \
     X(RowVisit, visit) X(RowVisit, rows) X(RowVisit, pieces) \
     X(Worker, name) X(Worker, reads) X(Worker, until) X(Worker, waits) X(Worker, trace) X(Worker, _body) \
     X(Worker, _trees) X(Worker, _keep) X(Worker, _looked) X(Owner, key) X(Owner, code) \
     X(Piece, rows) X(Piece, whole) X(Piece, value) X(Piece, _marks) X(Piece, fits) X(Rows, start) \
-    X(Rows, size) X(Rows, total) X(Rows, padding) X(Rows, length) X(Rows, copies)
+    X(Rows, size) X(Rows, total) X(Rows, padding) X(Rows, length) X(Rows, copies) \
+    X(Invoke, _body) X(Invoke, _given) X(Invoke, _prompts) \
+    X(Prompts, _blocks) X(Prompts, _families) X(Prompts, _places) X(Prompts, _templates) X(Prompts, _workers) \
+    X(Body, _skip) X(Body, frame) X(Body, template) X(Bound, __globals__) X(Bound, first) X(Bound, function) \
+    X(Template, binds) X(Template, called) X(Template, code) X(Template, entry) X(Template, mentions) \
+    X(Template, plain) X(Template, uses) \
+    X(Scope, _il_base) X(Scope, _il_before) X(Scope, _il_binds) X(Scope, _il_family) X(Scope, _il_globals) \
+    X(Scope, _il_outer) X(Scope, _il_pending) X(Scope, _il_place) X(Scope, _il_settled) X(Scope, _il_uses) \
+    X(Family, _use) X(Family, _wait) X(Family, binders) X(Family, scopes)
 
 #define OBJECTS(X) \
     X(RunEnded) X(NOBODY) X(gettrace) X(TURN) X(here) X(operators) X(visit) X(remember) X(replace) X(ambient_read) \
@@ -64,7 +75,9 @@ typedef Py_ssize_t Slot;
     X(set_attr) X(seen) X(unseen) X(ask) X(resume) X(pause) X(NotReached) X(OrderError) X(property) X(config) \
     X(worker_ask) X(worker_leave) X(turns) X(reached) X(join) X(cat) X(strided) X(guard) X(homes) X(switch_init) \
     X(run_init) X(owner) X(opened) X(closed) X(contextlib) X(enters) X(worker_init) X(get_item) X(LISTS) X(execute) \
-    X(model) X(finish) X(GreenletExit) X(work) X(far) X(deep) X(kept) X(serve) X(concatenate) X(apply)
+    X(model) X(finish) X(GreenletExit) X(work) X(far) X(deep) X(kept) X(serve) X(concatenate) X(apply) \
+    X(templates) X(Skipped) X(partial) X(forget_skip) X(invoke_init) X(invoke_enter) X(invoke_exit) X(bound_call) \
+    X(settled) X(family_close) X(part) X(trace_del) X(schedule_init)
 
 #define NAMES(X) \
     X(_tree) X(_open) X(_fused) X(_site) X(_path) X(_run) X(_steps) X(_visit) X(current) X(number) X(switch) \
@@ -73,7 +86,9 @@ typedef Py_ssize_t Slot;
     X(result) X(args) X(depth) X(_stack_saved) X(reads) X(output) X(input) X(requires_grad) X(shape) X(dtype) \
     X(device) X(checks) X(data_ptr) X(layout) X(stride) X(edited) X(shares) X(note) X(home) X(_part) X(_serve) \
     X(_owner) X(pause) X(_model) X(_module) X(_modules) X(_close) X(_unmet) X(_over) X(_outer) X(settle) X(_tell) \
-    X(_release) X(_skip_all) X(_forward_hooks) X(_forward_pre_hooks) X(_backward_hooks) X(_backward_pre_hooks)
+    X(_release) X(_skip_all) X(_forward_hooks) X(_forward_pre_hooks) X(_backward_hooks) X(_backward_pre_hooks) \
+    X(model) X(_paced) X(_thread) X(_taps) X(_wait) X(_wait_for_use) X(f_code) X(f_lasti) X(f_locals) X(f_globals) \
+    X(f_trace_opcodes) X(co_varnames) X(co_cellvars) X(co_freevars)
 
 #define DECLARE_CLASS(name) extern PyTypeObject *name;
 #define DECLARE_SLOT(class, name) extern Slot class##_##name;
@@ -216,6 +231,9 @@ int rows_put(PyObject *view, PyObject *value);
 int rows_join(PyObject *visit, PyObject *views);
 int rows_shared(PyObject *views);
 
+/* captured.c */
+extern PyTypeObject SkipType;
+
 /* owners.c */
 PyObject *new_owner(PyObject *frame);
 int find_trace(PyObject *tree, PyObject **trace);
@@ -252,6 +270,15 @@ PyObject *worker_leave(PyObject *module, PyObject *worker);
 PyObject *worker_ask(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *schedule_turns(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *concatenate(PyObject *module, PyObject *inputs);
+PyObject *invoke_init(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *trace_part(PyObject *module, PyObject *trace);
+PyObject *trace_del(PyObject *module, PyObject *trace);
+PyObject *schedule_init(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *invoke_enter(PyObject *module, PyObject *invoke);
+PyObject *invoke_exit(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *bound_call(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *scope_settled(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *family_close(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *place(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *same(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *displace(PyObject *module, PyObject *const *args, Py_ssize_t size);

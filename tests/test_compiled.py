@@ -15,7 +15,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import interlace as il
-from interlace import batch, compiled, run, schedule, served, site, switch, workers
+from interlace import batch, capture, compiled, invoke, run, schedule, served, site, switch, workers
 from interlace.compiled import quick
 
 BUILT = "c = __import__('interlace.compiled', fromlist=['c']); print(c.how)"
@@ -126,6 +126,15 @@ def test_notes_count_what_a_line_knows_and_what_it_does_not() -> None:
         lambda: quick.concatenate(3),
         lambda: quick.worker_ask(1, 2, 3, 4),
         lambda: quick.unseen(3),
+        lambda: quick.schedule_init(),
+        lambda: quick.part(3),
+        lambda: quick.trace_del(3),
+        lambda: quick.invoke_init(1, 2, 3),
+        lambda: quick.invoke_exit(1, 2, 3, 4),
+        lambda: quick.bound_call(1, 2),
+        lambda: quick.settled(),
+        lambda: quick.settled(1, "name"),
+        lambda: quick.family_close(1, 2),
         lambda: quick.turns(1, []),
         lambda: quick.turns(schedule.Schedule([]), [1]),
         lambda: quick.reached(1, 2),
@@ -171,6 +180,9 @@ def test_objects_that_were_never_made_are_errors_and_no_crash() -> None:
         lambda: switch.Switch.__new__(switch.Switch)._execute(),
         lambda: workers.Worker.__new__(workers.Worker).ask(place, "output", 0),
         lambda: schedule.Schedule.__new__(schedule.Schedule).reached(site.Visit(1, 0, (), {})),
+        lambda: invoke.Invoke.__new__(invoke.Invoke).__exit__(None, None, None),
+        lambda: capture.Bound.__new__(capture.Bound)(capture.Scope({}, frozenset(), {})),
+        lambda: capture.Family.__new__(capture.Family).close(sys._getframe()),
     ):
         with pytest.raises(AttributeError):
             call()

@@ -128,7 +128,7 @@ class Prompts:
         self._templates[scope] = body.template
         self._places[scope] = len(self._blocks)
         run = partial(body.bind(), scope)
-        self._blocks.append((given, run, f"the block at line {body.template.line}", None))
+        self._blocks.append((given, run, body.template.called, None))
 
     def add_function(self, given: Input | None, function: Callable[[], Any], frame: FrameType) -> Promise:
         """Take in a function."""

@@ -4,6 +4,7 @@ Each of its functions does what one of Python's does, for the case that is met n
 for every other. So this library is read, debugged and changed in Python, and is the same without a compiler.
 """
 
+import functools
 import sys
 from typing import Any
 
@@ -14,6 +15,7 @@ from interlace import (
     batch,
     edit,
     frames,
+    invoke,
     pieces,
     recompute,
     rows,
@@ -28,6 +30,7 @@ from interlace import (
     workers,
     writes,
 )
+from interlace.capture import body, family, scope, skip
 from interlace.compiled import quick
 from interlace.config import config
 from interlace.errors import NotReachedError, OrderError, RunEnded
@@ -51,6 +54,15 @@ METHODS: dict[str, tuple[type, str]] = {
     "worker_leave": (workers.Worker, "leave"),
     "turns": (schedule.Schedule, "_turns"),
     "reached": (schedule.Schedule, "reached"),
+    "invoke_init": (invoke.Invoke, "__init__"),
+    "part": (trace.Trace, "_part"),
+    "trace_del": (trace.Trace, "__del__"),
+    "schedule_init": (schedule.Schedule, "__init__"),
+    "invoke_enter": (invoke.Invoke, "__enter__"),
+    "invoke_exit": (invoke.Invoke, "__exit__"),
+    "bound_call": (body.Bound, "__call__"),
+    "settled": (scope.Scope, "_il_settled_"),
+    "family_close": (family.Family, "close"),
 }
 """The functions of C that take the place of methods, which they call for every other case."""
 
@@ -103,6 +115,17 @@ def hasten(kind: Any, lists: frozenset[type]) -> None:
         get_input=taken.fget,
         LISTS=lists,
         Owner=frames.Owner,
+        Invoke=invoke.Invoke,
+        Prompts=invoke.Prompts,
+        Body=body.Body,
+        Template=body.Template,
+        Bound=body.Bound,
+        Scope=scope.Scope,
+        Family=family.Family,
+        templates=body._templates,
+        Skipped=skip.Skipped,
+        partial=functools.partial,
+        forget_skip=body._forget_skip,
         owner=frames.owner,
         contextlib=frames._CONTEXTLIB,
         enters=frames._ENTERS,

@@ -44,6 +44,8 @@ class Template:
         owner: The class whose body it is written in.
         item: Which item of the `with` enters it.
         uses: The last line on which it uses each name.
+        plain: Whether it needs nothing of the frame but names, which are a function's and no kept block's.
+        called: What errors call it.
     """
 
     code: CodeType
@@ -57,10 +59,13 @@ class Template:
     owner: str | None
     item: int
     uses: Mapping[str, float]
+    plain: bool
     mentions: frozenset[str] = field(init=False, repr=False)
+    called: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mentions", self.reads | self.binds)
+        object.__setattr__(self, "called", f"the block at line {self.line}")
 
     def line_of(self, name: str) -> int:
         """The last line of the block that binds a name; that of its `with` when none can be told."""
@@ -243,7 +248,8 @@ def _template(frame: FrameType, remedy: str) -> Template:
     compiled = _compile(block, rewrite, owner, code)
     entry = skip.entry(code, frames.at(frame))
     names = frozenset(reads), frozenset(binds)
-    return _described(block, compiled, found.deleted, names, owner, entry, used)
+    plain = is_function and not (found.deleted or block.bound_as or compiled.co_freevars)
+    return _described(block, compiled, found.deleted, names, owner, entry, used, plain)
 
 
 def again(block: Block, reads: Iterable[str], owner: str | None, like: CodeType) -> Template:
@@ -263,7 +269,7 @@ def again(block: Block, reads: Iterable[str], owner: str | None, like: CodeType)
     shared = known | binds
     rewrite = Rewrite(lambda name: mangle(name) in shared, mangle, texts=bool(like.co_flags & _TEXTS))
     compiled = _compile(block, rewrite, owner, like)
-    return _described(block, compiled, found.deleted, (known, binds), owner, range(0), {})
+    return _described(block, compiled, found.deleted, (known, binds), owner, range(0), {}, False)
 
 
 def _mangler(owner: str | None) -> Callable[[str], str]:
@@ -283,12 +289,23 @@ def _described(
     owner: str | None,
     entry: range,
     used: Mapping[str, float],
+    plain: bool,
 ) -> Template:
     mangle = _mangler(owner)
     deletes = frozenset(map(mangle, deleted))
     bound_as = mangle(block.bound_as) if block.bound_as else None
     return Template(
-        code, *names, deletes, bound_as, entry, block.statement.lineno, block.text, owner, block.item, used
+        code,
+        *names,
+        deletes,
+        bound_as,
+        entry,
+        block.statement.lineno,
+        block.text,
+        owner,
+        block.item,
+        used,
+        plain,
     )
 
 

@@ -31,6 +31,8 @@ class Family:
         use: Called likewise with a block that uses the name; returns when it no longer does.
     """
 
+    __slots__ = ("_use", "_wait", "binders", "scopes")
+
     def __init__(self, wait: Wait = _no_wait, use: Wait = _no_wait) -> None:
         self.scopes: list[Scope] = []
         self.binders: dict[str, list[int]] = {}
