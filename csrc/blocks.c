@@ -226,7 +226,7 @@ static int expect(PyObject *schedule, PyObject *worker, PyObject *want)
     if (failed)
         return FAILED;
     asked = PyDict_GetItemWithError(PEEK(PEEK(schedule, Schedule, run), Run, _asked), PyTuple_GET_ITEM(want, 2));
-    return asked == NULL ? FAILED : PySet_Add(asked, PyTuple_GET_ITEM(want, 0));
+    return asked == NULL ? FAILED : add_asked(asked, PyTuple_GET_ITEM(want, 0));
 }
 
 /* Hand the turn back, and with it the place of a tracer, where coverage has one. */

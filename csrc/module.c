@@ -42,7 +42,10 @@ static PyMethodDef methods[] = {
     {"settled", (PyCFunction)(void (*)(void))scope_settled, METH_FASTCALL, "Names of a block are what they will be."},
     {"family_close", (PyCFunction)(void (*)(void))family_close, METH_FASTCALL,
      "Write what blocks bound into their frame."},
-    {"unseen", run_unseen, METH_O, "The keys of sites that a model has not left yet."},
+    {"ahead", (PyCFunction)(void (*)(void))run_ahead, METH_FASTCALL, "Run until a visit, and tell whether it came."},
+    {"number", (PyCFunction)(void (*)(void))steps_number, METH_FASTCALL, "The visit that a request made now means."},
+    {"advance", (PyCFunction)(void (*)(void))steps_advance, METH_FASTCALL, "Run to the beginning of a step."},
+    {"report", (PyCFunction)(void (*)(void))run_report, METH_FASTCALL, "Have what is to be kept report."},
     {"seen", (PyCFunction)(void (*)(void))run_seen, METH_FASTCALL, "How often a model has passed a port of a site."},
     {"count", (PyCFunction)(void (*)(void))count_all, METH_FASTCALL, "Count what has been noted; returns the counts."},
     {"by_now", (PyCFunction)(void (*)(void))counted_by_now, METH_FASTCALL, "What has been counted by now."},
@@ -69,7 +72,8 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__quick(void)
 {
     if (begin() < 0 || know_greenlet() < 0 || PyType_Ready(&LineType) < 0 || PyType_Ready(&ReportType) < 0 ||
-        PyType_Ready(&NotesType) < 0 || PyType_Ready(&SkipType) < 0)
+        PyType_Ready(&NotesType) < 0 || PyType_Ready(&SkipType) < 0 ||
+        PyType_Ready(&AskedType) < 0)
         return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL || PyModule_AddObjectRef(module, "Line", (PyObject *)&LineType) < 0 ||

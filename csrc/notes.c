@@ -237,6 +237,34 @@ PyObject *counted_by_now(PyObject *module, PyObject *const *args, Py_ssize_t siz
     return copy_of((Notes *)args[0], args[1]);
 }
 
+/* Whether `number_in` can tell a number in it. */
+int are_counts(PyObject *counts) { return Py_TYPE(counts) == &NotesType || PyDict_CheckExact(counts); }
+
+/* The number of a site; -1 with an error. */
+long number_in(PyObject *counts, PyObject *key)
+{
+    return Py_TYPE(counts) == &NotesType ? noted((Notes *)counts, key) : number_of(counts, key);
+}
+
+/* Mark what was not passed: the marks are for the sites of the notes' line. */
+int mark_unpassed(PyObject *notes, PyObject *counts, char *marks)
+{
+    Notes *self = (Notes *)notes;
+    int any = self->others != NULL || PyDict_GET_SIZE(counts);
+    for (Py_ssize_t at = 0; at < PyTuple_GET_SIZE(self->keys); at++) {
+        long times = (long)self->times[at];
+        if (!times && any)
+            times = counted(notes, counts, PyTuple_GET_ITEM(self->keys, at));
+        if (times < 0)
+            return FAILED;
+        marks[at] |= !times;
+    }
+    return 0;
+}
+
+/* The keys of the line that notes are for, borrowed; NULL where none is known. */
+PyObject *line_of(PyObject *notes) { return Py_TYPE(notes) == &NotesType ? ((Notes *)notes)->keys : NULL; }
+
 PyObject *count_all(PyObject *module, PyObject *const *args, Py_ssize_t size)
 {
     if (size != 2 || !(PyList_CheckExact(args[0]) || Py_TYPE(args[0]) == &NotesType) || !PyDict_Check(args[1])) {

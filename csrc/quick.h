@@ -7,6 +7,8 @@
    learn.c     what is told of the classes and functions of Python
    turns.c     two stacks take turns, each with torch's state of its own
    notes.c     how often each site was passed
+   asked.c     at which sites a tap must report
+   steps.c     the steps of a repeated run
    run.c       a run: its beginning and end, what has passed, the arrival at a visit, the request for one
    tap.c       what runs in place of a module's call
    rows.c      one prompt's rows of the inputs and of a visit, and how they come together
@@ -34,7 +36,7 @@ typedef Py_ssize_t Slot;
 #define CLASSES(X) \
     X(Run) X(Edited) X(Served) X(Tally) X(Switch) X(Home) X(Visit) X(Site) X(Opened) X(Tensor) X(Everything) \
     X(Worker) X(Schedule) X(RowVisit) X(Piece) X(Rows) X(Counts) X(Owner) X(Invoke) X(Prompts) X(Body) X(Template) \
-    X(Bound) X(Scope) X(Family)
+    X(Bound) X(Scope) X(Family) X(Passing) X(Steps) X(Step)
 
 #define SLOTS(X) \
     X(Run, tally) X(Run, live) X(Run, side) X(Run, switch) X(Run, passing) X(Run, watchers) X(Run, recorders) \
@@ -66,18 +68,21 @@ typedef Py_ssize_t Slot;
     X(Template, plain) X(Template, uses) \
     X(Scope, _il_base) X(Scope, _il_before) X(Scope, _il_binds) X(Scope, _il_family) X(Scope, _il_globals) \
     X(Scope, _il_outer) X(Scope, _il_pending) X(Scope, _il_place) X(Scope, _il_settled) X(Scope, _il_uses) \
-    X(Family, _use) X(Family, _wait) X(Family, binders) X(Family, scopes)
+    X(Family, _use) X(Family, _wait) X(Family, binders) X(Family, scopes) X(Passing, log) X(Passing, visits) \
+    X(Steps, current) X(Steps, inside) X(Steps, paced) X(Steps, pacemaker) X(Steps, run) X(Steps, trail) \
+    X(Step, ends) X(Step, index) X(Step, starts) X(Step, stop) X(Step, waiting)
 
 #define OBJECTS(X) \
     X(RunEnded) X(NOBODY) X(gettrace) X(TURN) X(here) X(operators) X(visit) X(remember) X(replace) X(ambient_read) \
     X(ambient_swap) X(grad) X(set_grad) X(inference) X(autocast) X(functions) X(dispatches) X(hooks) X(transform) \
     X(forward_grad) X(cuda) X(cuda_device) X(cuda_devices) X(cuda_stream) X(get_output) X(set_output) X(get_input) \
-    X(set_attr) X(seen) X(unseen) X(ask) X(resume) X(pause) X(NotReached) X(OrderError) X(property) X(config) \
+    X(set_attr) X(seen) X(ask) X(resume) X(pause) X(NotReached) X(OrderError) X(property) X(config) \
     X(worker_ask) X(worker_leave) X(turns) X(reached) X(join) X(cat) X(strided) X(guard) X(homes) X(switch_init) \
     X(run_init) X(owner) X(opened) X(closed) X(contextlib) X(enters) X(worker_init) X(get_item) X(LISTS) X(execute) \
     X(model) X(finish) X(GreenletExit) X(work) X(far) X(deep) X(kept) X(serve) X(concatenate) X(apply) \
     X(templates) X(Skipped) X(partial) X(forget_skip) X(invoke_init) X(invoke_enter) X(invoke_exit) X(bound_call) \
-    X(settled) X(family_close) X(part) X(trace_del) X(schedule_init)
+    X(settled) X(family_close) X(part) X(trace_del) X(schedule_init) \
+    X(ahead) X(report) X(number) X(advance)
 
 #define NAMES(X) \
     X(_tree) X(_open) X(_fused) X(_site) X(_path) X(_run) X(_steps) X(_visit) X(current) X(number) X(switch) \
@@ -88,7 +93,7 @@ typedef Py_ssize_t Slot;
     X(_owner) X(pause) X(_model) X(_module) X(_modules) X(_close) X(_unmet) X(_over) X(_outer) X(settle) X(_tell) \
     X(_release) X(_skip_all) X(_forward_hooks) X(_forward_pre_hooks) X(_backward_hooks) X(_backward_pre_hooks) \
     X(model) X(_paced) X(_thread) X(_taps) X(_wait) X(_wait_for_use) X(f_code) X(f_lasti) X(f_locals) X(f_globals) \
-    X(f_trace_opcodes) X(co_varnames) X(co_cellvars) X(co_freevars)
+    X(f_trace_opcodes) X(co_varnames) X(co_cellvars) X(co_freevars) X(first)
 
 #define DECLARE_CLASS(name) extern PyTypeObject *name;
 #define DECLARE_SLOT(class, name) extern Slot class##_##name;
@@ -206,6 +211,23 @@ PyObject *new_notes(void);
 int know_line(PyObject *noted, PyObject *keys, PyObject *places);
 int note(PyObject *noted, PyObject *key, PyObject *places, Py_ssize_t at);
 long counted(PyObject *noted, PyObject *counts, PyObject *key);
+int are_counts(PyObject *counts);
+long number_in(PyObject *counts, PyObject *key);
+int mark_unpassed(PyObject *notes, PyObject *counts, char *marks);
+PyObject *line_of(PyObject *notes);
+
+/* asked.c */
+extern PyTypeObject AskedType;
+PyObject *new_asked(void);
+int ask_line(PyObject *asked, PyObject *keys, PyObject *places);
+PyObject *copy_of_asked(PyObject *asked);
+char *marks_of(PyObject *asked, PyObject *keys);
+int is_asked(PyObject *asked, PyObject *key, PyObject *places, Py_ssize_t at);
+int add_asked(PyObject *asked, PyObject *key);
+int discard_asked(PyObject *asked, PyObject *key);
+
+/* steps.c */
+int pass_by(PyObject *run, PyObject *visit);
 
 /* run.c */
 long passed(PyObject *run, PyObject *key, PyObject *port);
@@ -257,7 +279,10 @@ PyObject *run_init(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *run_model(PyObject *module, PyObject *run);
 PyObject *run_finish(PyObject *module, PyObject *run);
 PyObject *run_ask(PyObject *module, PyObject *const *args, Py_ssize_t size);
-PyObject *run_unseen(PyObject *module, PyObject *run);
+PyObject *run_report(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *run_ahead(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *steps_number(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *steps_advance(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *run_seen(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *counted_by_now(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *count_all(PyObject *module, PyObject *const *args, Py_ssize_t size);

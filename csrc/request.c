@@ -5,7 +5,7 @@
 /* The visit that a request means now, which depends on the step that a loop is in. */
 static PyObject *number_now(PyObject *trace, PyObject *site, PyObject *port)
 {
-    PyObject *steps = PyObject_GetAttr(trace, s__steps), *current, *number = NULL;
+    PyObject *steps = PyObject_GetAttr(trace, s__steps), *request[] = {steps, site, port}, *current, *number = NULL;
     if (steps == NULL)
         return NULL;
     if (steps == Py_None) {
@@ -14,7 +14,7 @@ static PyObject *number_now(PyObject *trace, PyObject *site, PyObject *port)
     }
     current = PyObject_GetAttr(steps, s_current);
     if (current != NULL)
-        number = current == Py_None ? new_ref(zero) : PyObject_CallMethodObjArgs(steps, s_number, site, port, NULL);
+        number = current == Py_None ? new_ref(zero) : steps_number(NULL, request, 3);
     Py_XDECREF(current);
     Py_DECREF(steps);
     return number;

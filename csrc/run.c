@@ -167,7 +167,7 @@ static int record(PyObject *run, PyObject *visit, PyObject *port)
 /* Show a visit to those who watch its place, and let the block have it if it is the one that it waits for. */
 static int arrive(PyObject *run, PyObject *visit, PyObject *port, PyObject *watching)
 {
-    PyObject *key = PEEK(visit, Visit, key), *passing, *done;
+    PyObject *key = PEEK(visit, Visit, key);
     int waited = is_wanted(run, key, PEEK(visit, Visit, number), port);
     if (waited < 0)
         return FAILED;
@@ -176,22 +176,15 @@ static int arrive(PyObject *run, PyObject *visit, PyObject *port, PyObject *watc
         return FAILED;
     if (PEEK(run, Run, schedule) != Py_None && serve(run, visit) < 0)
         return FAILED;
-    passing = PEEK(run, Run, passing);
-    if (passing != Py_None && PEEK(PEEK(run, Run, switch), Switch, done) != Py_True) {
-        PyObject *later = Py_TYPE(PEEK(PEEK(run, Run, tally), Tally, after)) == Everything ? Py_True : Py_False;
-        Py_INCREF(passing);
-        done = PyObject_CallMethodObjArgs(passing, s_add, visit, later, NULL);
-        Py_DECREF(passing);
-        Py_XDECREF(done);
-        if (done == NULL)
-            return FAILED;
-    }
+    if (PEEK(run, Run, passing) != Py_None && PEEK(PEEK(run, Run, switch), Switch, done) != Py_True &&
+        pass_by(run, visit) < 0)
+        return FAILED;
     if (!waited)
         return record(run, visit, port);
     PUT(run, Run, _wanted, new_ref(Py_None));
     if (watching == NULL && PEEK(run, Run, schedule) == Py_None) {
         PyObject *asked = PyDict_GetItemWithError(PEEK(run, Run, _asked), port);
-        if (asked == NULL || PySet_Discard(asked, key) < 0)
+        if (asked == NULL || discard_asked(asked, key) < 0)
             return FAILED;
     }
     PUT(run, Run, live, new_ref(visit));
@@ -320,7 +313,7 @@ PyObject *reach(PyObject *stack, PyObject *tally, PyObject *key, PyObject *place
     }
     if (note(PEEK(tally, Tally, left), key, places, at) < 0)
         goto over;
-    int after = contains(PEEK(tally, Tally, after), key);
+    int after = is_asked(PEEK(tally, Tally, after), key, places, at);
     if (after < 0 || (after && left_again(run, visit) < 0))
         goto over;
     given = new_ref(PEEK(visit, Visit, result));
@@ -336,7 +329,7 @@ over:
 /* What taps look at and write to. */
 static PyObject *new_tally(void)
 {
-    PyObject *before = PySet_New(NULL), *after = PySet_New(NULL), *entered = new_notes(), *left = new_notes();
+    PyObject *before = new_asked(), *after = new_asked(), *entered = new_notes(), *left = new_notes();
     PyObject *tally = PyType_GenericAlloc(Tally, 0);
     if (before == NULL || after == NULL || entered == NULL || left == NULL || tally == NULL) {
         Py_XDECREF(before);
@@ -355,7 +348,7 @@ static PyObject *new_tally(void)
 }
 
 /* The keys at which somebody asks, by port. */
-static PyObject *new_asked(PyObject *tally)
+static PyObject *asked_of(PyObject *tally)
 {
     PyObject *asked = PyDict_New();
     if (asked != NULL && (PyDict_SetItem(asked, s_input, PEEK(tally, Tally, before)) < 0 ||
@@ -379,7 +372,7 @@ PyObject *run_init(PyObject *module, PyObject *const *args, Py_ssize_t size)
     if (size != 2 || !learned || !PyObject_TypeCheck(args[0], Run))
         return PyObject_Vectorcall(py_run_init, args, size, NULL);
     PyObject *run = args[0], *model;
-    if (HOLD(tally, new_tally()) || HOLD(_asked, new_asked(PEEK(run, Run, tally))) ||
+    if (HOLD(tally, new_tally()) || HOLD(_asked, asked_of(PEEK(run, Run, tally))) ||
         HOLD(_starts, new_counts()) || HOLD(_ends, new_counts()) ||
         HOLD(watchers, PyDict_New()) || HOLD(recorders, PyList_New(0)) || HOLD(skipped, PyList_New(0)) ||
         HOLD(kinds, PyDict_New()) || HOLD(pending, PyList_New(0)) || HOLD(_broken, PySet_New(NULL)) ||
@@ -494,7 +487,7 @@ int ask(PyObject *run, PyObject *site, PyObject *port, PyObject *number, PyObjec
     if (larger || before_it > which || (plain = may_resume(turns)) != ORDINARY)
         goto over;
     PyObject *asked = PyDict_GetItemWithError(PEEK(run, Run, _asked), port);
-    if (asked == NULL || PySet_Add(asked, key) < 0 || (wanted = PyTuple_Pack(3, key, number, port)) == NULL)
+    if (asked == NULL || add_asked(asked, key) < 0 || (wanted = PyTuple_Pack(3, key, number, port)) == NULL)
         goto failed;
     before = new_ref(PEEK(run, Run, live));
     PUT(run, Run, _wanted, new_ref(wanted));
@@ -541,23 +534,6 @@ PyObject *run_ask(PyObject *module, PyObject *const *args, Py_ssize_t size)
     if (size == 4 && is_run(args[0]) && is_site(args[1]) && is_port(args[2]) && PyLong_CheckExact(args[3]))
         plain = ask(args[0], args[1], args[2], args[3], &visit);
     return plain == OTHER ? PyObject_Vectorcall(py_ask, args, size, NULL) : visit;
-}
-
-/* The keys of sites that have not been left yet. Ordinary: it has been asked before. */
-PyObject *run_unseen(PyObject *module, PyObject *run)
-{
-    if (!is_run(run) || PEEK(run, Run, known) != Py_None)
-        return PyObject_CallOneArg(py_unseen, run);
-    PyObject *new = new_ref(PEEK(run, Run, _new)), *keys = PySequence_List(new);
-    int failed = keys == NULL;
-    for (Py_ssize_t at = 0; !failed && at < PyList_GET_SIZE(keys); at++) {
-        long left = passed(run, PyList_GET_ITEM(keys, at), s_output);
-        failed = left < 0 || (left && PySet_Discard(new, PyList_GET_ITEM(keys, at)) < 0);
-    }
-    Py_XDECREF(keys);
-    if (failed)
-        Py_CLEAR(new);
-    return new;
 }
 
 /* How often the model has passed a port of a site. */

@@ -96,7 +96,9 @@ static PyObject *Line_serve(Line *self, PyObject *tally)
         return NULL;
     }
     if (know_line(PEEK(tally, Tally, entered), self->keys, self->places) < 0 ||
-        know_line(PEEK(tally, Tally, left), self->keys, self->places) < 0)
+        know_line(PEEK(tally, Tally, left), self->keys, self->places) < 0 ||
+        ask_line(PEEK(tally, Tally, before), self->keys, self->places) < 0 ||
+        ask_line(PEEK(tally, Tally, after), self->keys, self->places) < 0)
         return NULL;
     Py_INCREF(tally);
     Py_SETREF(self->served, tally);
@@ -170,8 +172,8 @@ static PyObject *Report_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     Report *self = (Report *)type->tp_alloc(type, 0);
     if (self != NULL) {
         self->line = (Line *)new_ref(line);
-        self->key = new_ref(key);
         self->at = PyLong_AsSsize_t(place);
+        self->key = new_ref(PyTuple_GET_ITEM(((Line *)line)->keys, self->at)); /* the same object for all */
         self->module = new_ref(module);
         self->inner = new_ref(inner);
         self->looked = looked == Py_None ? NULL : new_ref(looked);
@@ -268,7 +270,7 @@ static PyObject *Report_call(Report *self, PyObject *args, PyObject *kwargs)
             goto over;
         }
     }
-    int waits = contains(PEEK(tally, Tally, before), self->key);
+    int waits = is_asked(PEEK(tally, Tally, before), self->key, self->line->places, self->at);
     if (waits) {
         if (waits > 0)
             given = reach(stack, tally, self->key, self->line->places, self->at, self->inner, args, kwargs);
@@ -283,7 +285,7 @@ static PyObject *Report_call(Report *self, PyObject *args, PyObject *kwargs)
         goto over;
     }
     if (note(PEEK(tally, Tally, left), self->key, self->line->places, self->at) < 0 ||
-        (waits = contains(PEEK(tally, Tally, after), self->key)) < 0)
+        (waits = is_asked(PEEK(tally, Tally, after), self->key, self->line->places, self->at)) < 0)
         Py_DECREF(result);
     else
         given = waits ? leave(stack, self->key, args, kwargs, result) : result;

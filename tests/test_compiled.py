@@ -15,7 +15,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import interlace as il
-from interlace import batch, capture, compiled, invoke, run, schedule, served, site, switch, workers
+from interlace import batch, capture, compiled, invoke, run, schedule, served, site, steps, switch, workers
 from interlace.compiled import quick
 
 BUILT = "c = __import__('interlace.compiled', fromlist=['c']); print(c.how)"
@@ -97,6 +97,64 @@ def test_notes_count_what_a_line_knows_and_what_it_does_not() -> None:
 
 
 @needs_it
+@needs_it
+def test_what_is_asked_for_is_a_set_whatever_line_knows_it() -> None:
+    one = run.Run(dict)
+    asked = one._asked["output"]
+    for key in (10, 30, "operation"):
+        asked.add(key)
+
+    def now() -> list[object]:
+        return [key for key in (10, 20, 30, 40, "operation") if key in asked]
+
+    assert now() == [10, 30, "operation"]
+    line_of(10, 20).serve(one.tally)  # knows one of them, and one that is not among them
+    assert now() == [10, 30, "operation"]
+    more = asked | {20, 40}
+    asked.update([20, 30])
+    for key in (10, "operation", "never"):
+        asked.discard(key)
+    assert now() == [20, 30]
+    assert all(key in more for key in (10, 20, 30, 40, "operation"))
+    line_of(40).serve(one.tally)  # too late: the marks are for the other line
+    asked.add(40)
+    assert now() == [20, 30, 40]
+
+
+@needs_it
+def test_taps_of_another_line_find_what_is_asked_for() -> None:
+    here, there = line_of(10), line_of(10)
+    one = run.Run(lambda: [tap() for tap in taps])
+    taps = [
+        quick.Report(line=line, key=10, module=None, inner=dict, looked=None, tap=None)
+        for line in (here, there)
+    ]
+    here.serve(one.tally)
+    there.serve(one.tally)
+    place = site.Site(10, "model")
+    for number in (0, 1):
+        assert one.ask(place, "output", number).number == number
+    assert one.finish() == [{}, {}]
+
+
+@needs_it
+def test_first_visits_are_what_nobody_has_counted() -> None:
+    """Those that a loop passes in search of its next step, whether a line knows their sites or not."""
+    line = line_of(10, 20, 30)
+    one = run.Run(dict)
+    one.known = lambda: (10, 20, 30)
+    line.serve(one.tally)
+    one.tally.left.append(10)
+    one.count()
+    one.tally.left.append(20)
+    one.learn([40, 50])
+    one.tally.left.append(50)
+    one.tally.left.append("operation")
+    one.report("first")
+    assert [key for key in (10, 20, 30, 40, 50, "operation") if key in one.tally.after] == [30, 40]
+    assert not any(key in one._asked["output"] for key in (30, 40))
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -125,7 +183,12 @@ def test_notes_count_what_a_line_knows_and_what_it_does_not() -> None:
         lambda: quick.serve(3),
         lambda: quick.concatenate(3),
         lambda: quick.worker_ask(1, 2, 3, 4),
-        lambda: quick.unseen(3),
+        lambda: quick.report(3),
+        lambda: quick.report(3, "first"),
+        lambda: quick.ahead(),
+        lambda: quick.ahead(1, 2, 3, 4),
+        lambda: quick.number(1, 2, 3),
+        lambda: quick.advance(1, 2),
         lambda: quick.schedule_init(),
         lambda: quick.part(3),
         lambda: quick.trace_del(3),
@@ -135,6 +198,9 @@ def test_notes_count_what_a_line_knows_and_what_it_does_not() -> None:
         lambda: quick.settled(),
         lambda: quick.settled(1, "name"),
         lambda: quick.family_close(1, 2),
+        lambda: run.Run(dict)._asked["output"].add([]),
+        lambda: run.Run(dict)._asked["output"].update(3),
+        lambda: run.Run(dict)._asked["output"] | 3,
         lambda: quick.turns(1, []),
         lambda: quick.turns(schedule.Schedule([]), [1]),
         lambda: quick.reached(1, 2),
@@ -180,6 +246,10 @@ def test_objects_that_were_never_made_are_errors_and_no_crash() -> None:
         lambda: switch.Switch.__new__(switch.Switch)._execute(),
         lambda: workers.Worker.__new__(workers.Worker).ask(place, "output", 0),
         lambda: schedule.Schedule.__new__(schedule.Schedule).reached(site.Visit(1, 0, (), {})),
+        lambda: blank_run.ahead(place, "output", 0),
+        lambda: blank_run.report("first"),
+        lambda: steps.Steps.__new__(steps.Steps).number(place, "output"),
+        lambda: steps.Steps.__new__(steps.Steps).advance(1),
         lambda: invoke.Invoke.__new__(invoke.Invoke).__exit__(None, None, None),
         lambda: capture.Bound.__new__(capture.Bound)(capture.Scope({}, frozenset(), {})),
         lambda: capture.Family.__new__(capture.Family).close(sys._getframe()),

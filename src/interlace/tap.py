@@ -94,10 +94,10 @@ def _everywhere() -> Everywhere:
 
 
 def _quick_reporter(
-    modules: list[nn.Module], lender: "weakref.ref[Taps]"
+    keys: tuple[int, ...], lender: "weakref.ref[Taps]"
 ) -> tuple[Make, Callable[[Tally], None]]:
     """Like `_reporter`, in C. torch.compile does not look into it, and compiles what it calls."""
-    line = quick.Line(served=_IDLE, everywhere=_everywhere(), keys=tuple(map(id, modules)))
+    line = quick.Line(served=_IDLE, everywhere=_everywhere(), keys=keys)
 
     def report(module: nn.Module, held: Callable[..., Any] | None = None) -> Callable[..., Any]:
         inner = module._call_impl if held is None else held
@@ -109,7 +109,7 @@ def _quick_reporter(
     return report, line.serve
 
 
-def _reporter(modules: list[nn.Module], lender: "weakref.ref[Taps]") -> tuple[Make, Callable[[Tally], None]]:
+def _reporter(keys: tuple[int, ...], lender: "weakref.ref[Taps]") -> tuple[Make, Callable[[Tally], None]]:
     """What makes the reports of a tree's modules, and what says whose run is served by the quick way.
 
     The report of the root also keeps the notes of a long run short when nobody asks for anything.
@@ -120,7 +120,7 @@ def _reporter(modules: list[nn.Module], lender: "weakref.ref[Taps]") -> tuple[Ma
     any other run is found by the stack that it executes on. A module without hooks is called by its forward,
     past torch's own look at its hooks, which is done here. That pays for the report.
     """
-    served, root = _IDLE, id(modules[0])
+    served, root = _IDLE, keys[0]
     any_backward, any_backward_pre, any_forward, any_forward_pre = _everywhere()
 
     def serve(tally: Tally) -> None:
@@ -215,6 +215,7 @@ class Taps:
 
     __slots__ = (
         "__weakref__",
+        "_keys",
         "_report",
         "calls",
         "lenders",
@@ -231,15 +232,16 @@ class Taps:
         self.slots = [module.__dict__ for module in self.modules]
         self.users: set[int] = set()
         make = _reporter if quick is None else _quick_reporter
-        self._report, self.serve = make(self.modules, weakref.ref(self))
+        self._keys = tuple(map(id, self.modules))
+        self._report, self.serve = make(self._keys, weakref.ref(self))
         self.calls = [self._report(module, None) for module in self.modules]
         self.placed = False
         self.lenders: list[Taps] = []
         self.replaced: list[int] = []
 
-    def keys(self) -> Iterable[int]:
+    def keys(self) -> tuple[int, ...]:
         """The key of each tapped module."""
-        return map(id, self.modules)
+        return self._keys
 
     def install(self, user: object) -> None:
         """Put the taps in place, unless a trace of this tree has done so already."""
