@@ -10,15 +10,19 @@
 /* The trace of one block among several, which has what a request needs. */
 PyObject *trace_part(PyObject *module, PyObject *trace)
 {
-    PyObject *names[] = {s_model, s__tree, s__paced, s__thread}, *nothing = PyTuple_New(0), *value;
-    PyObject *part = nothing == NULL ? NULL : PyBaseObject_Type.tp_new(Py_TYPE(trace), nothing, NULL);
+    PyObject *names[] = {s_model, s__tree, s__paced, s__thread}, *nothing = PyTuple_New(0), *part = NULL, *value;
+    if (!learned || !PyObject_HasAttr(trace, s__outer))
+        Py_CLEAR(nothing);
+    if (nothing == NULL)
+        return PyErr_Occurred() ? NULL : PyObject_CallOneArg(py_part, trace);
+    part = PyBaseObject_Type.tp_new(Py_TYPE(trace), nothing, NULL);
     int failed = part == NULL;
     for (size_t at = 0; !failed && at < sizeof names / sizeof *names; at++) {
         value = PyObject_GetAttr(trace, names[at]);
         failed = value == NULL || PyObject_SetAttr(part, names[at], value) < 0;
         Py_XDECREF(value);
     }
-    Py_XDECREF(nothing);
+    Py_DECREF(nothing);
     if (failed || PyObject_SetAttr(part, s__outer, trace) < 0)
         Py_CLEAR(part);
     return part;

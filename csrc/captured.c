@@ -70,7 +70,25 @@ static int trace(PyObject *skips, PyFrameObject *frame, int what, PyObject *arg)
     return here ? FAILED : 0;
 }
 
-/* Make a frame leave the block that it is about to enter. */
+/* Let the frame be traced no more. */
+static int restore(Skip *skip)
+{
+    if (skip->waits)
+        PyEval_SetTrace(NULL, NULL);
+    skip->waits = 0;
+    PyException_SetTraceback(skip->error, Py_None);
+    return PyObject_SetAttr(skip->frame, s_f_trace_opcodes, skip->opcodes);
+}
+
+/* Whether the interpreter calls a skip: an audit hook may have refused it, which says so in Python only. */
+static int is_set(Skip *skip)
+{
+    PyObject *tracer = PyObject_CallNoArgs(py_gettrace);
+    Py_XDECREF(tracer);
+    return tracer == NULL ? FAILED : tracer == (PyObject *)skip;
+}
+
+/* Make a frame leave the block that it is about to enter; NULL, without an error, where that is refused. */
 static PyObject *leave_block(PyObject *frame, PyObject *offsets)
 {
     Skip *skip = (Skip *)PyType_GenericAlloc(&SkipType, 0);
@@ -85,27 +103,23 @@ static PyObject *leave_block(PyObject *frame, PyObject *offsets)
     else {
         skip->waits = 1;
         PyEval_SetTrace(trace, (PyObject *)skip);
+        if (is_set(skip) != ORDINARY) {
+            skip->waits = 0;
+            restore(skip);
+            Py_CLEAR(skip);
+        }
     }
     return (PyObject *)skip;
 }
 
-/* Let the frame be traced no more. */
-static int restore(Skip *skip)
-{
-    if (skip->waits)
-        PyEval_SetTrace(NULL, NULL);
-    skip->waits = 0;
-    PyException_SetTraceback(skip->error, Py_None);
-    return PyObject_SetAttr(skip->frame, s_f_trace_opcodes, skip->opcodes);
-}
-
-/* What is known of the block that a frame is about to enter, borrowed; NULL if nothing is. */
+/* What is known of the block that a frame is about to enter; NULL if nothing is. */
 static PyObject *template_of(PyObject *frame)
 {
     PyObject *code = PyObject_GetAttr(frame, s_f_code), *key = code == NULL ? NULL : PyLong_FromVoidPtr(code);
     PyObject *at = key == NULL ? NULL : PyObject_GetAttr(frame, s_f_lasti), *found = NULL;
     if (at != NULL && (found = PyDict_GetItemWithError(py_templates, key)) != NULL)
         found = PyDict_CheckExact(found) ? PyDict_GetItemWithError(found, at) : NULL;
+    Py_XINCREF(found);
     Py_XDECREF(code);
     Py_XDECREF(key);
     Py_XDECREF(at);
@@ -134,22 +148,27 @@ static int is_prompt(PyObject *invoke)
 /* Ordinary: the block was met before, needs nothing but names, and nobody traces. */
 PyObject *invoke_enter(PyObject *module, PyObject *invoke)
 {
-    PyObject *frame = (PyObject *)PyEval_GetFrame(), *template = NULL, *body;
+    PyObject *frame = (PyObject *)PyEval_GetFrame(), *template = NULL, *body = NULL, *skip = NULL;
     int plain = SKIPS && learned && is_prompt(invoke) && frame != NULL;
     if (plain && (template = template_of(frame)) == NULL && PyErr_Occurred())
         return NULL;
     plain = template != NULL && Py_TYPE(template) == Template && PEEK(template, Template, plain) == Py_True
                 ? gives_none(PyObject_CallNoArgs(py_gettrace))
                 : OTHER;
-    if (plain != ORDINARY)
-        return plain < 0 ? NULL : PyObject_CallOneArg(py_invoke_enter, invoke);
-    if ((body = PyType_GenericAlloc(Body, 0)) == NULL)
-        return NULL;
-    PUT(body, Body, template, new_ref(template));
-    PUT(body, Body, frame, new_ref(frame));
-    PUT(invoke, Invoke, _body, new_ref(body));
-    plain = hold(body, Body__skip, leave_block(frame, PEEK(template, Template, entry)));
-    Py_DECREF(body);
+    if (plain == ORDINARY && (body = PyType_GenericAlloc(Body, 0)) == NULL)
+        plain = FAILED;
+    if (plain == ORDINARY && (skip = leave_block(frame, PEEK(template, Template, entry))) == NULL)
+        plain = PyErr_Occurred() ? FAILED : OTHER;
+    if (plain == ORDINARY) {
+        PUT(body, Body, template, new_ref(template));
+        PUT(body, Body, frame, new_ref(frame));
+        PUT(body, Body, _skip, skip);
+        PUT(invoke, Invoke, _body, new_ref(body));
+    }
+    Py_XDECREF(template);
+    Py_XDECREF(body);
+    if (plain == OTHER)
+        return PyObject_CallOneArg(py_invoke_enter, invoke);
     return plain < 0 ? NULL : new_ref(invoke);
 }
 
@@ -432,7 +451,7 @@ static int bind(PyObject *frame, PyObject *code, PyObject *here, PyObject *value
     int failed = globals == NULL;
     while (!failed && PyDict_Next(values, &next, &name, &value)) {
         int own = is_own(code, name);
-        failed = own < 0 || PyDict_SetItem(own ? here : globals, name, value) < 0;
+        failed = own < 0 || (own ? PyDict_SetItem(here, name, value) : PyObject_SetItem(globals, name, value)) < 0;
     }
     Py_XDECREF(globals);
 #if READS

@@ -104,7 +104,7 @@ static PyObject *Notes_get(Notes *self, PyObject *args)
 /* Say how often a site was passed. */
 static int Notes_assign(Notes *self, PyObject *key, PyObject *times)
 {
-    if (times == NULL || !PyLong_CheckExact(times)) {
+    if (times == NULL || !PyLong_Check(times)) {
         PyErr_SetString(PyExc_TypeError, "a site is passed a number of times");
         return FAILED;
     }

@@ -121,6 +121,7 @@ static int may_look(PyObject *run)
 static int ahead(PyObject *run, PyObject *site, PyObject *port, PyObject *number)
 {
     PyObject *turns = PEEK(run, Run, switch), *request[] = {run, site, port, number};
+    PUT(run, Run, side, new_ref(Py_None)); /* what the block calls itself is no step of the model */
     if (PEEK(turns, Switch, done) != Py_True && look(run) < 0)
         return FAILED;
     PyObject *visit = run_ask(NULL, request, 4);

@@ -97,7 +97,6 @@ def test_notes_count_what_a_line_knows_and_what_it_does_not() -> None:
 
 
 @needs_it
-@needs_it
 def test_what_is_asked_for_is_a_set_whatever_line_knows_it() -> None:
     one = run.Run(dict)
     asked = one._asked["output"]
@@ -155,6 +154,7 @@ def test_first_visits_are_what_nobody_has_counted() -> None:
     assert not any(key in one._asked["output"] for key in (30, 40))
 
 
+@needs_it
 @pytest.mark.parametrize(
     "call",
     [
@@ -256,6 +256,26 @@ def test_objects_that_were_never_made_are_errors_and_no_crash() -> None:
     ):
         with pytest.raises(AttributeError):
             call()
+
+
+@needs_it
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="from Python 3.12 on a block is left in Python")
+def test_a_block_that_was_met_before_is_captured_without_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, total = il.Model(nn.Linear(1, 1)), torch.zeros(1, 1)
+    refuse: list[Any] = []
+    for _ in range(2):
+        with model.trace() as tracer:
+            for _ in range(2):
+                with tracer.invoke(torch.ones(1, 1)):
+                    total = total + model.output
+            for owner, name in (
+                (invoke.Prompts, "add_body"),
+                (capture.Family, "_commit"),
+                (capture.Scope, "_il_start"),
+            ):
+                monkeypatch.setattr(owner, name, refuse)
+        monkeypatch.setattr(invoke, "capture", refuse)
+    assert torch.equal(total, 4 * model._module(torch.ones(1, 1)))
 
 
 class Block(nn.Module):

@@ -3,6 +3,7 @@
 # ruff: noqa: B018, PERF401, PT012, SIM117
 
 import contextlib
+import enum
 import functools
 import weakref
 from collections.abc import Callable
@@ -108,6 +109,27 @@ def test_steps_are_chosen_as_from_a_list(
     assert steps == expected
     assert equal(ours, [visits[n] for n in expected])
     assert torch.equal(tracer.result, net(x))
+
+
+class Named(enum.IntEnum):
+    THIRD = 2
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [(Named.THIRD, [2]), ([0, Named.THIRD], [0, 2]), (slice(Named.THIRD, 3), [2]), (True, [1])],
+)
+def test_a_step_is_a_number_of_any_kind(
+    model: il.Model, x: Tensor, visits: list[Tensor], writer: Transformer, which: Any, expected: list[int]
+) -> None:
+    """S-81: as an index of a list is, for a repeated module and for a method."""
+    with model.trace(x) as tracer:
+        ours = [model.block.output for _ in tracer.iter[which]]
+    assert equal(ours, [visits[n] for n in expected])
+    writing = il.Model(writer)
+    with writing.generate(ids(), steps=4) as tracer:
+        steps = [(step, writing.lm_head.output.shape[1]) for step in tracer.iter[which]]
+    assert steps == [(n, ids().shape[1] + n) for n in expected]
 
 
 @pytest.mark.parametrize(
@@ -813,6 +835,40 @@ def test_next_in_a_generation(writer: Transformer) -> None:
         tracer.next()
         ours.append(model.lm_head.output)
     assert equal(ours, told)
+
+
+def test_what_a_block_calls_itself_is_no_step(model: il.Model, x: Tensor, visits: list[Tensor]) -> None:
+    """S-32, law 6: such a loop would make a step in each of its turns, and never end."""
+    turns = []
+    with model.trace(x) as tracer:
+        with pytest.raises(TraceError, match="asked for nothing, so nothing says where a step ends"):
+            for step in tracer.iter[:]:
+                turns.append(step)
+                assert len(turns) < 2 * TIMES
+                model.block(x, hook=True)
+                beside = model.block.output
+    assert turns == [0]
+    assert torch.equal(beside, visits[0])
+
+
+def test_a_step_that_a_block_has_made_itself_is_refused(writer: Transformer) -> None:
+    """S-32: its call was the next visit of what sets the pace, for one block and for one beside others."""
+    model = il.Model(writer)
+    turns: list[int] = []
+
+    def block() -> None:
+        for step in tracer.iter[:]:
+            turns.append(step)
+            assert len(turns) < 20
+            model(ids(), hook=True)
+
+    with pytest.raises(OrderError, match=r"`model\.input` \(visit 1\) has passed"):
+        with model.generate(ids(), steps=3) as tracer:
+            block()
+    with pytest.raises(OrderError, match=r"`model\.input` \(visit 1\) has passed"):
+        with model.generate(steps=3) as tracer:
+            tracer.invoke(ids())(block)
+    assert turns == [0, 0]
 
 
 def test_a_block_of_a_step_that_has_passed_is_refused(writer: Transformer) -> None:

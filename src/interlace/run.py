@@ -267,6 +267,7 @@ class Run:
 
         If it did not, visits on the way can still be read, for the block had no way to ask for them before.
         """
+        self.side = None  # what the block calls itself is no step of the model
         if not self.switch.done:
             self._look(keep)
         try:

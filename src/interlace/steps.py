@@ -58,6 +58,8 @@ class Steps:
         if step is None:
             return 0
         if step.waiting:
+            if self.run.side is not None and self.run.side.key == site.key:
+                return 0  # what the block has called itself sets no pace
             step = self._set_pace(site, step)
         return (step.starts if port == "input" else step.ends).get(site.key, 0)
 

@@ -293,6 +293,7 @@ class Worker:
         """Wait like `ask`, and tell whether the visit came before the model ended."""
         schedule = self.schedule
         _outside_operators()
+        self.side = None  # what the block calls itself is no step of the model
         schedule.look_ahead(self, keep)
         self._looked = True
         try:

@@ -250,6 +250,40 @@ print(shape)
     )
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="up to Python 3.11 a trace function leaves a block")
+def test_a_block_that_cannot_be_traced_says_so_and_does_not_run(tmp_path: Path) -> None:
+    """S-74: whoever watches the process may refuse trace functions, before the block was met and after."""
+    program = """
+import sys
+import torch
+import interlace as il
+model, refused, ran = il.Model(torch.nn.Linear(1, 1)), True, []
+def watch(event, args):
+    if refused and event == "sys.settrace":
+        raise RuntimeError("refused")
+sys.addaudithook(watch)
+def trace():
+    try:
+        with model.trace() as tracer:
+            with tracer.invoke(torch.ones(1, 1)):
+                ran.append(model.output.shape)
+    except RuntimeError as error:
+        ran.append(error)
+trace()
+refused = False
+trace()
+refused = True
+trace()
+print(ran, sys.gettrace(), sys._getframe().f_trace_opcodes)
+"""
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        "[RuntimeError('refused'), torch.Size([1, 1]), RuntimeError('refused')] None False\n"
+    )
+
+
 def test_return_break_and_await_are_refused_before_anything_runs(model: il.Model) -> None:
     """S-74: in an invoke and in an edit."""
     for statement in ("return 1", "yield", "await x", "break"):
