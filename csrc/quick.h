@@ -5,6 +5,7 @@
    ones of Python; `learn` is told their classes, and finds where these keep their attributes.
 
    learn.c     what is told of the classes and functions of Python
+   trace.c     the beginning and the end of a trace
    turns.c     two stacks take turns, each with torch's state of its own
    notes.c     how often each site was passed
    asked.c     at which sites a tap must report
@@ -36,7 +37,7 @@ typedef Py_ssize_t Slot;
 #define CLASSES(X) \
     X(Run) X(Edited) X(Served) X(Tally) X(Switch) X(Home) X(Visit) X(Site) X(Opened) X(Tensor) X(Everything) \
     X(Worker) X(Schedule) X(RowVisit) X(Piece) X(Rows) X(Counts) X(Owner) X(Invoke) X(Prompts) X(Body) X(Template) \
-    X(Bound) X(Scope) X(Family) X(Passing) X(Steps) X(Step)
+    X(Bound) X(Scope) X(Family) X(Passing) X(Steps) X(Step) X(Given) X(Taps)
 
 #define SLOTS(X) \
     X(Run, tally) X(Run, live) X(Run, side) X(Run, switch) X(Run, passing) X(Run, watchers) X(Run, recorders) \
@@ -70,6 +71,8 @@ typedef Py_ssize_t Slot;
     X(Scope, _il_outer) X(Scope, _il_pending) X(Scope, _il_place) X(Scope, _il_settled) X(Scope, _il_uses) \
     X(Family, _use) X(Family, _wait) X(Family, binders) X(Family, scopes) X(Passing, log) X(Passing, visits) \
     X(Steps, current) X(Steps, inside) X(Steps, paced) X(Steps, pacemaker) X(Steps, run) X(Steps, trail) \
+    X(Given, args) X(Given, envoy) X(Given, fn) X(Given, kwargs) X(Served, raised) \
+    X(Taps, calls) X(Taps, lenders) X(Taps, placed) X(Taps, replaced) X(Taps, serve) X(Taps, slots) X(Taps, users) \
     X(Step, ends) X(Step, index) X(Step, starts) X(Step, stop) X(Step, waiting)
 
 #define OBJECTS(X) \
@@ -82,7 +85,8 @@ typedef Py_ssize_t Slot;
     X(model) X(finish) X(GreenletExit) X(work) X(far) X(deep) X(kept) X(serve) X(concatenate) X(apply) \
     X(templates) X(Skipped) X(partial) X(forget_skip) X(invoke_init) X(invoke_enter) X(invoke_exit) X(bound_call) \
     X(settled) X(family_close) X(part) X(trace_del) X(schedule_init) \
-    X(ahead) X(report) X(number) X(advance)
+    X(ahead) X(report) X(number) X(advance) X(placed) X(given_call) X(combined) X(install) X(remove) X(begin) \
+    X(close) X(leave_run) X(prepare_input) X(combine) X(copies) X(lock) X(SLOT) X(idle) X(Changes)
 
 #define NAMES(X) \
     X(_tree) X(_open) X(_fused) X(_site) X(_path) X(_run) X(_steps) X(_visit) X(current) X(number) X(switch) \
@@ -93,7 +97,10 @@ typedef Py_ssize_t Slot;
     X(_owner) X(pause) X(_model) X(_module) X(_modules) X(_close) X(_unmet) X(_over) X(_outer) X(settle) X(_tell) \
     X(_release) X(_skip_all) X(_forward_hooks) X(_forward_pre_hooks) X(_backward_hooks) X(_backward_pre_hooks) \
     X(model) X(_paced) X(_thread) X(_taps) X(_wait) X(_wait_for_use) X(f_code) X(f_lasti) X(f_locals) X(f_globals) \
-    X(f_trace_opcodes) X(co_varnames) X(co_cellvars) X(co_freevars) X(first)
+    X(f_trace_opcodes) X(co_varnames) X(co_cellvars) X(co_freevars) X(first) \
+    X(_parameter) X(_prepare_input) X(_combine) X(_copies) X(loader) X(acquire) X(release) X(_share) X(keys) X(enter) \
+    X(_runs) X(around) X(_breaks) X(_caches) X(edits) X(_trees) X(remember) X(_strays) X(_unfused) X(_prepare) \
+    X(failed) X(_result) X(_no_result) X(_prompts) X(_close_prompts)
 
 #define DECLARE_CLASS(name) extern PyTypeObject *name;
 #define DECLARE_SLOT(class, name) extern Slot class##_##name;
@@ -279,6 +286,14 @@ PyObject *run_init(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *run_model(PyObject *module, PyObject *run);
 PyObject *run_finish(PyObject *module, PyObject *run);
 PyObject *run_ask(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *called_placed(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *given_call(PyObject *module, PyObject *given);
+PyObject *given_combined(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *taps_install(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *taps_remove(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *trace_begin(PyObject *module, PyObject *const *args, Py_ssize_t size);
+PyObject *trace_close(PyObject *module, PyObject *trace);
+PyObject *trace_leave_run(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *run_report(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *run_ahead(PyObject *module, PyObject *const *args, Py_ssize_t size);
 PyObject *steps_number(PyObject *module, PyObject *const *args, Py_ssize_t size);

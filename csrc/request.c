@@ -32,8 +32,10 @@ static void explain(PyObject *trace, PyObject *site)
     if (done != NULL)
         PyErr_Restore(type, value, traceback);
     else {
+        PyObject *error = take_error();
+        PyException_SetContext(error, value);
+        PyErr_Restore(new_ref((PyObject *)Py_TYPE(error)), error, PyException_GetTraceback(error));
         Py_XDECREF(type);
-        Py_XDECREF(value);
         Py_XDECREF(traceback);
     }
     Py_XDECREF(done);

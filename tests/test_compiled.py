@@ -15,7 +15,22 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import interlace as il
-from interlace import batch, capture, compiled, invoke, run, schedule, served, site, steps, switch, workers
+from interlace import (
+    batch,
+    calls,
+    capture,
+    compiled,
+    invoke,
+    run,
+    schedule,
+    served,
+    site,
+    steps,
+    switch,
+    tap,
+    trace,
+    workers,
+)
 from interlace.compiled import quick
 
 BUILT = "c = __import__('interlace.compiled', fromlist=['c']); print(c.how)"
@@ -70,8 +85,8 @@ def test_notes_count_what_a_line_knows_and_what_it_does_not() -> None:
 
     def model() -> None:
         for _ in range(3):
-            for tap in taps:
-                tap()
+            for report in taps:
+                report()
 
     one = run.Run(model)
     here.serve(one.tally)
@@ -123,7 +138,7 @@ def test_what_is_asked_for_is_a_set_whatever_line_knows_it() -> None:
 @needs_it
 def test_taps_of_another_line_find_what_is_asked_for() -> None:
     here, there = line_of(10), line_of(10)
-    one = run.Run(lambda: [tap() for tap in taps])
+    one = run.Run(lambda: [report() for report in taps])
     taps = [
         quick.Report(line=line, key=10, module=None, inner=dict, looked=None, tap=None)
         for line in (here, there)
@@ -189,6 +204,15 @@ def test_first_visits_are_what_nobody_has_counted() -> None:
         lambda: quick.ahead(1, 2, 3, 4),
         lambda: quick.number(1, 2, 3),
         lambda: quick.advance(1, 2),
+        lambda: quick.placed(1, 2, 3),
+        lambda: quick.given_call(3),
+        lambda: quick.combined(1, 2),
+        lambda: quick.install(1, 2),
+        lambda: quick.remove(1, 2),
+        lambda: quick.begin(),
+        lambda: quick.begin(1, 2),
+        lambda: quick.close(3),
+        lambda: quick.leave_run(3, None),
         lambda: quick.schedule_init(),
         lambda: quick.part(3),
         lambda: quick.trace_del(3),
@@ -246,6 +270,12 @@ def test_objects_that_were_never_made_are_errors_and_no_crash() -> None:
         lambda: switch.Switch.__new__(switch.Switch)._execute(),
         lambda: workers.Worker.__new__(workers.Worker).ask(place, "output", 0),
         lambda: schedule.Schedule.__new__(schedule.Schedule).reached(site.Visit(1, 0, (), {})),
+        lambda: calls.Given.__new__(calls.Given)(),
+        lambda: calls.Given.__new__(calls.Given).combined([]),
+        lambda: calls.Given.__new__(calls.Given)._placed((), {}),
+        lambda: tap.Taps.__new__(tap.Taps).install(1),
+        lambda: tap.Taps.__new__(tap.Taps).remove(1),
+        lambda: trace.Trace.__new__(trace.Trace)._begin(dict),
         lambda: blank_run.ahead(place, "output", 0),
         lambda: blank_run.report("first"),
         lambda: steps.Steps.__new__(steps.Steps).number(place, "output"),

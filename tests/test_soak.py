@@ -74,7 +74,7 @@ def test_an_error_on_any_line_of_the_library_leaves_nothing_behind(
     scenario: Callable[[il.Model], None], error: type[BaseException]
 ) -> None:
     """Ctrl-C, or no memory, wherever it falls: no tap and no stack stays, and the next trace is right."""
-    found = faults.inject(scenario, error, stride=11, start=1 + (error is MemoryError) * 3)
+    found = faults.inject(scenario, error, stride=7, start=1 + (error is MemoryError) * 3)
     assert found.injected > 40
     assert found.left == []
 
