@@ -106,7 +106,7 @@ static int go_on(PyObject *error)
         PyException_SetContext(other, error);
     if (other == NULL)
         return 0;
-    PyErr_Restore(new_ref((PyObject *)Py_TYPE(other)), other, PyException_GetTraceback(other));
+    give_error(other);
     return FAILED;
 }
 

@@ -361,7 +361,7 @@ static void forget_skip(void)
 {
     PyObject *error = take_error(), *done = PyObject_CallOneArg(py_forget_skip, error);
     if (done != NULL)
-        PyErr_Restore(new_ref((PyObject *)Py_TYPE(error)), error, PyException_GetTraceback(error));
+        give_error(error);
     else
         Py_DECREF(error);
     Py_XDECREF(done);

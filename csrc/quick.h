@@ -89,7 +89,7 @@ typedef Py_ssize_t Slot;
     X(close) X(leave_run) X(prepare_input) X(combine) X(copies) X(lock) X(SLOT) X(idle) X(Changes)
 
 #define NAMES(X) \
-    X(_tree) X(_open) X(_fused) X(_site) X(_path) X(_run) X(_steps) X(_visit) X(current) X(number) X(switch) \
+    X(_tree) X(_open) X(_fused) X(_site) X(_path) X(_run) X(_steps) X(_visit) X(switch) \
     X(tracing) X(gr_context) X(parent) X(job) X(_initialized) X(forward) X(reach) X(leave) X(broke) X(_record) \
     X(_arrive) X(nothing_came) X(recalled) X(_unreached) X(_meet) X(_start) X(_take_turn) X(add) X(ask) X(port) \
     X(result) X(args) X(depth) X(_stack_saved) X(reads) X(output) X(input) X(requires_grad) X(shape) X(dtype) \
@@ -191,6 +191,12 @@ static inline PyObject *take_error(void)
     Py_DECREF(type);
     Py_XDECREF(traceback);
     return value;
+}
+
+/* Let an error go on, whose reference is taken over. */
+static inline void give_error(PyObject *error)
+{
+    PyErr_Restore(new_ref((PyObject *)Py_TYPE(error)), error, PyException_GetTraceback(error));
 }
 
 static inline int no_hooks(void) { return gives_none(PyObject_CallOneArg(py_hooks, Py_True)); }

@@ -5,18 +5,10 @@
 /* The visit that a request means now, which depends on the step that a loop is in. */
 static PyObject *number_now(PyObject *trace, PyObject *site, PyObject *port)
 {
-    PyObject *steps = PyObject_GetAttr(trace, s__steps), *request[] = {steps, site, port}, *current, *number = NULL;
-    if (steps == NULL)
-        return NULL;
-    if (steps == Py_None) {
-        Py_DECREF(steps);
-        return new_ref(zero);
-    }
-    current = PyObject_GetAttr(steps, s_current);
-    if (current != NULL)
-        number = current == Py_None ? new_ref(zero) : steps_number(NULL, request, 3);
-    Py_XDECREF(current);
-    Py_DECREF(steps);
+    PyObject *steps = PyObject_GetAttr(trace, s__steps), *request[] = {steps, site, port}, *number = NULL;
+    if (steps != NULL)
+        number = steps == Py_None ? new_ref(zero) : steps_number(NULL, request, 3);
+    Py_XDECREF(steps);
     return number;
 }
 
@@ -34,7 +26,7 @@ static void explain(PyObject *trace, PyObject *site)
     else {
         PyObject *error = take_error();
         PyException_SetContext(error, value);
-        PyErr_Restore(new_ref((PyObject *)Py_TYPE(error)), error, PyException_GetTraceback(error));
+        give_error(error);
         Py_XDECREF(type);
         Py_XDECREF(traceback);
     }

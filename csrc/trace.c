@@ -322,10 +322,10 @@ PyObject *trace_begin(PyObject *module, PyObject *const *args, Py_ssize_t size)
 /* -- and the end --------------------------------------------------------------------------------------------------- */
 
 /* No more requests are served, and the taps are gone. */
-static int close_taps(PyObject *trace, PyObject *taps)
+static int close_taps(PyObject *trace, PyObject *trees, PyObject *taps)
 {
-    PyObject *trees = PyObject_GetAttr(trace, s__trees), *owner = PyObject_GetAttr(trace, s__owner), *done = NULL;
-    int failed = trees == NULL || owner == NULL || !PyTuple_CheckExact(trees);
+    PyObject *owner = PyObject_GetAttr(trace, s__owner), *done = NULL;
+    int failed = owner == NULL;
     for (Py_ssize_t at = 0; !failed && at < PyTuple_GET_SIZE(trees); at++) {
         PyObject *closed[] = {PyTuple_GET_ITEM(trees, at), owner, trace};
         done = tree_closed(NULL, closed, 3);
@@ -338,7 +338,6 @@ static int close_taps(PyObject *trace, PyObject *taps)
         failed = done == NULL;
         Py_XDECREF(done);
     }
-    Py_XDECREF(trees);
     Py_XDECREF(owner);
     return failed ? FAILED : 0;
 }
@@ -372,7 +371,7 @@ PyObject *trace_close(PyObject *module, PyObject *trace)
         plain = is_empty(trace, s__breaks);
     if (plain != ORDINARY)
         goto over;
-    if (close_taps(trace, taps) < 0 || (run = PyObject_GetAttr(trace, s__run)) == NULL)
+    if (close_taps(trace, trees, taps) < 0 || (run = PyObject_GetAttr(trace, s__run)) == NULL)
         plain = FAILED;
     else if (run != Py_None && (PyObject_SetAttr(run, s_failed, Py_None) < 0 || remember_reads(trace, run) < 0))
         plain = FAILED; /* the traceback of what failed holds the run */

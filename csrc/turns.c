@@ -407,7 +407,7 @@ static PyObject *do_job(PyObject *worker, PyObject *turns)
     PyObject *error = done == NULL ? take_error() : NULL;
     int failed = PyObject_SetAttr(worker, s_job, Py_None) < 0 || PyObject_SetAttr(worker, s_tracing, Py_None) < 0;
     if (error != NULL)
-        PyErr_Restore(new_ref((PyObject *)Py_TYPE(error)), error, PyException_GetTraceback(error));
+        give_error(error);
     if (failed || done == NULL)
         Py_CLEAR(idle);
     Py_XDECREF(done);
